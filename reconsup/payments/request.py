@@ -1,0 +1,109 @@
+"""What a payment request is, and the state machine it lives in.
+
+The transition table below *is* the state machine: a pair of statuses that is not in it cannot be written. Each
+pair names the only reason the history may give for it. Statuses that reconsup never leaves (`failed` belongs
+to other programs) have no row. Nothing here looks at a clock, a database or a chain.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+
+ETHEREUM = "ethereum"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Network:
+    """A chain's network as the columns `chain` and `network` name it, e.g. ethereum/mainnet."""
+
+    chain: str
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Status(StrEnum):
+    """The values of `payment_requests.status`."""
+
+    PENDING = "pending"
+    DETECTED = "detected"
+    CONFIRMED = "confirmed"
+    REORGED = "reorged"
+    EXPIRED = "expired"
+    FAILED = "failed"
+
+
+class Reason(StrEnum):
+    """Why a history entry was written. The last two leave the status as it is."""
+
+    DETECTED = "payment_detected"
+    CONFIRMED = "payment_confirmed"
+    REORGED = "payment_reorged"
+    RECONFIRMED = "payment_reconfirmed"
+    EXPIRED = "payment_expired"
+    UNDERPAID_EXPIRED = "payment_underpaid_expired"
+    LATE = "payment_late"
+    REORGED_AFTER_FINALITY = "payment_reorged_after_finality"
+
+
+TRANSITIONS = MappingProxyType(
+    {
+        (Status.PENDING, Status.DETECTED): frozenset({Reason.DETECTED}),
+        (Status.PENDING, Status.CONFIRMED): frozenset({Reason.CONFIRMED}),
+        (Status.PENDING, Status.EXPIRED): frozenset({Reason.EXPIRED, Reason.UNDERPAID_EXPIRED}),
+        (Status.DETECTED, Status.CONFIRMED): frozenset({Reason.CONFIRMED}),
+        (Status.DETECTED, Status.REORGED): frozenset({Reason.REORGED}),
+        (Status.DETECTED, Status.EXPIRED): frozenset({Reason.EXPIRED, Reason.UNDERPAID_EXPIRED}),
+        (Status.CONFIRMED, Status.REORGED): frozenset({Reason.REORGED}),
+        (Status.REORGED, Status.DETECTED): frozenset({Reason.DETECTED}),
+        (Status.REORGED, Status.CONFIRMED): frozenset({Reason.RECONFIRMED}),
+        (Status.REORGED, Status.EXPIRED): frozenset({Reason.EXPIRED, Reason.UNDERPAID_EXPIRED}),
+    }
+)
+
+
+class RowError(StrEnum):
+    """What makes a row impossible to decide; stored in `reconcile_error`, counted, retried ever more rarely."""
+
+    AMBIGUOUS_ADDRESS = "ambiguous_address"
+    CHAIN_ID_MISMATCH = "chain_id_mismatch"
+    TOKEN_CONTRACT_MISSING = "token_contract_missing"  # noqa: S105 - a reason, not a password
+    AMOUNT_NEGATIVE = "amount_negative"
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentRequest:
+    """One row of `app.payment_requests`, as far as a decision needs it.
+
+    `expected_amount_minor` is in wei or token units; None and 0 both mean "any amount above zero".
+    `admitted` says that the request's whole past on chain has been read.
+    """
+
+    id: str
+    network: str
+    status: Status
+    expected_amount_minor: int | None
+    chain_id: int | None
+    token_standard: str | None
+    token_contract: str | None
+    expires_at: datetime
+    created_at: datetime
+    admitted: bool
+
+    def error(self, *, chain_id: int, shares_address: bool) -> RowError | None:
+        """Name what makes this row impossible to decide on the chain with `chain_id`, or None.
+
+        `shares_address`: another row has the same address (in other letters) and token, so that a credit
+        would belong to both.
+        """
+        if self.chain_id != chain_id:
+            return RowError.CHAIN_ID_MISMATCH
+        if bool(self.token_standard) != bool(self.token_contract):  # "" would be matched as native value
+            return RowError.TOKEN_CONTRACT_MISSING
+        if self.expected_amount_minor is not None and self.expected_amount_minor < 0:
+            return RowError.AMOUNT_NEGATIVE
+        if shares_address:
+            return RowError.AMBIGUOUS_ADDRESS
+        return None

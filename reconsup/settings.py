@@ -1,0 +1,271 @@
+"""Environment, `--env-file` and flags → one frozen Settings. The only reader of os.environ.
+
+Flags win over the file, the file over the environment. Everything that is wrong is reported at once, each with a
+stable code, the name, the value (never a secret) and what is allowed; what contradicts something else is told
+even when a third setting is unreadable. Nothing is guessed: a value that is not understood stops the program
+with exit code 78 before it touches a database.
+
+`SETTINGS` is the one table: the flags of the command line and the table in the README are made from it.
+"""
+
+import difflib
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dotenv.parser import parse_stream
+
+from reconsup import redact
+from reconsup import settings_parse as parse
+from reconsup.settings_table import BY_FIELD, BY_NAME, METRICS_ADDRESS, SETTINGS, Setting, short_name
+
+__all__ = ["SETTINGS", "ConfigError", "ConfigErrors", "Setting", "Settings", "load", "load_from_process"]
+
+Depth = int | Literal["safe", "finalized"]
+
+_SHOWN_CHARACTERS_MAX = 200
+_TYPO_RATIO = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigError:
+    """One thing that is wrong. `value_shown` holds no secret; None: there was no value."""
+
+    code: str
+    name: str
+    value_shown: str | None
+    allowed: str
+
+    def __str__(self) -> str:
+        shown = self.name if self.value_shown is None else f"{self.name}={self.value_shown}"
+        return f"{self.code}: {shown}: {self.allowed}"
+
+
+class ConfigErrors(Exception):
+    """Everything that is wrong with the configuration, in the order of the table. Exit code 78."""
+
+    def __init__(self, errors: Iterable[ConfigError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("\n".join(map(str, self.errors)))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Settings:
+    """What the operator decided. Seconds are floats, depths are in blocks; networks are those of chain 'ethereum'.
+
+    `warnings` are sentences for the log: nothing is wrong enough to stop.
+    """
+
+    database_url: str
+    poll_interval_seconds: float
+    batch_size: int
+    lease_seconds: float
+    worker_base: str
+    detected_threshold_bps: int
+    confirmed_threshold_bps: int
+    min_confirmations: int
+    finality_confirmations: int
+    confirmations: Mapping[str, Depth]
+    reorg_observe_window_seconds: float
+    rpc_urls: Mapping[str, tuple[str, ...]]
+    workers: int
+    start_seconds: float
+    drain_seconds: float
+    rpc_timeout_seconds: float
+    tail_blocks: int
+    expiry_confirmations: int
+    expiry_grace_seconds: float
+    metrics_address: tuple[str, int] | None
+    log_format: str | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks this process serves: those it has an endpoint for, in order of name."""
+        return tuple(sorted(self.rpc_urls))
+
+    def confirmation_depth(self, network: str) -> Depth:
+        """How deep a credit on `network` must be to confirm: blocks, or a tag of the chain."""
+        return self.confirmations.get(network, self.min_confirmations)
+
+    def finality_depth(self, network: str) -> int:
+        """After how many blocks a confirmed request on `network` is watched no more: never before it confirms."""
+        depth = self.confirmation_depth(network)
+        return max(self.finality_confirmations, depth) if isinstance(depth, int) else self.finality_confirmations
+
+    def shown(self) -> dict[str, object]:
+        """Every field with its secrets hidden, for `check` and for the log."""
+        fields: dict[str, object] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        urls = {network: [redact.redact_url(url) for url in urls] for network, urls in self.rpc_urls.items()}
+        return fields | {"database_url": shown_database_url(self.database_url), "rpc_urls": urls}
+
+    def __repr__(self) -> str:
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.shown().items())})"
+
+
+def load(env: Mapping[str, str], flags: Mapping[str, str], env_file: Path | None = None) -> Settings:
+    """Settings from three layers; `flags` has the settings' names as keys, not the flags'.
+
+    An empty value counts as not set, except RECONSUPMETRICS_ADDRESS, where it means: no listener. Raises
+    ConfigErrors with everything that is wrong.
+    """
+    texts, errors = _layered(env, flags, env_file)
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        error = _read(setting, texts, values)
+        if error is not None:
+            errors.append(error)
+    if values.pop("enabled", True) is False:
+        raise ConfigErrors([_DISABLED])
+    errors += _contradictions(values, texts)
+    if errors:
+        raise ConfigErrors(errors)
+    return Settings(**values, warnings=(*_typos(texts), *_doubts(values)))
+
+
+def load_from_process(flags: Mapping[str, str], env_file: Path | None = None) -> Settings:
+    """`load` with this process's own environment."""
+    return load(os.environ, flags, env_file)
+
+
+def load_database_url(flags: Mapping[str, str], env_file: Path | None = None) -> str:
+    """DATABASE_URL alone, from this process's environment: for commands that need nothing else to be right."""
+    texts, errors = _layered(os.environ, flags, env_file)
+    values: dict[str, Any] = {}
+    error = _read(BY_NAME["DATABASE_URL"], texts, values)
+    if error is not None:
+        errors.append(error)
+    if errors:
+        raise ConfigErrors(errors)
+    return str(values["database_url"])
+
+
+def shown_database_url(url: str) -> str:
+    """DATABASE_URL as it may be shown."""
+    return url if url.startswith(parse.EMBEDDED) else redact.redact_url(url)
+
+
+_DISABLED = ConfigError(
+    "CONFIG_RECONCILER_DISABLED",
+    BY_FIELD["enabled"].name,
+    "false",
+    "reconsup is switched off; true switches it on",
+)
+
+
+def _layered(
+    env: Mapping[str, str], flags: Mapping[str, str], env_file: Path | None
+) -> tuple[dict[str, str], list[ConfigError]]:
+    """Flags over file over environment, blank values left out; and what is wrong with the file."""
+    unknown = set(flags) - set(BY_NAME)
+    assert not unknown, f"flags are keyed by the settings' names, not {unknown}"
+    from_file, errors = _read_file(env_file) if env_file is not None else ({}, [])
+    texts: dict[str, str] = {}
+    for layer in (env, from_file, flags):
+        for name, value in layer.items():
+            if value.strip() or name == METRICS_ADDRESS:
+                texts[name] = value.strip()
+    return texts, errors
+
+
+def _read_file(path: Path) -> tuple[dict[str, str], list[ConfigError]]:
+    """The file in the format that python-dotenv and systemd's EnvironmentFile share; nothing is interpolated."""
+
+    def error(value: str, allowed: str) -> ConfigError:
+        return ConfigError("CONFIG_ENV_FILE_INVALID", "--env-file", value, allowed)
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as problem:
+        return {}, [error(str(path), f"cannot be read: {(problem.strerror or 'unknown error').lower()}")]
+    except UnicodeDecodeError:
+        return {}, [error(str(path), "is not UTF-8 text")]
+    values: dict[str, str] = {}
+    errors = []
+    # systemd takes ; for a comment too
+    for binding in parse_stream(io.StringIO(re.sub(r"(?m)^[ \t]*;", "#", text))):
+        if binding.error or (binding.key is not None and binding.value is None):
+            # only the place is shown: the line may hold a secret
+            errors.append(error(f"{path}:{binding.original.line}", "a line is NAME=value or a # comment"))
+        elif binding.key is not None and binding.value is not None:
+            values[binding.key] = binding.value
+    return values, errors
+
+
+def _read(setting: Setting, texts: Mapping[str, str], values: dict[str, Any]) -> ConfigError | None:
+    """Parse one setting into `values`, or say what is wrong with it."""
+    text = texts.get(setting.name, setting.default)
+    if text is None:
+        if setting.name == "DATABASE_URL":
+            return ConfigError(_code(setting.name, "MISSING"), setting.name, None, setting.rule)
+        # Derived defaults. A minimum that could not be read is an error of its own.
+        derived = {"worker_base": parse.host_name(), "finality_confirmations": values.get("min_confirmations")}
+        values[setting.field] = derived.get(setting.field)
+        return None
+    try:
+        values[setting.field] = setting.parse(text)
+    except parse.Refused as refused:
+        return _invalid(setting, text, str(refused))
+    except ValueError:
+        return _invalid(setting, text, setting.rule)
+    return None
+
+
+# field, other field, how many times the other it must be: at least, at most
+_PAIRS = (
+    ("lease_seconds", "rpc_timeout_seconds", 3, None),
+    ("detected_threshold_bps", "confirmed_threshold_bps", None, 1),
+    ("finality_confirmations", "min_confirmations", 1, None),
+    ("expiry_confirmations", "tail_blocks", None, 1),
+)
+
+
+def _contradictions(values: Mapping[str, Any], texts: Mapping[str, str]) -> list[ConfigError]:
+    """Each pair of settings that cannot both be meant. A pair of which one could not be read is left out."""
+    found = []
+    for field, other_field, least, most in _PAIRS:
+        if values.get(field) is None or values.get(other_field) is None:
+            continue
+        value, other_value = values[field], values[other_field]
+        if (least and value < least * other_value) or (most and value > most * other_value):
+            setting, other = BY_FIELD[field], BY_FIELD[other_field]
+            reason = f"{setting.rule} (here {other.name}={texts.get(other.name, other.default)})"
+            found.append(_invalid(setting, texts.get(setting.name, setting.default or ""), reason))
+    return found
+
+
+def _invalid(setting: Setting, text: str, allowed: str) -> ConfigError:
+    if setting.is_secret:
+        # A torn password may stand anywhere in what was not understood.
+        scheme, mark, _ = text.partition("://")
+        shown = f"{scheme}://{redact.HIDDEN}" if mark and scheme.isalpha() else redact.HIDDEN
+    else:
+        shown = redact.text(text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "…")
+    return ConfigError(_code(setting.name, "INVALID"), setting.name, shown, allowed)
+
+
+def _code(name: str, problem: str) -> str:
+    return f"CONFIG_{name.removeprefix('PAYMENT_REQUEST_')}_{problem}"
+
+
+def _typos(texts: Mapping[str, str]) -> list[str]:
+    """A sentence for each name that is nearly one of ours. Names that are not near may be somebody else's."""
+    ours = {short_name(known): known for known in BY_NAME}
+    found = []
+    for name in sorted(set(texts) - set(BY_NAME)):
+        if name.startswith(("RECONSUP_", "PAYMENT_REQUEST_RECONCILER_", "PAYMENT_REQUEST_EVM_")):
+            near = difflib.get_close_matches(short_name(name), ours, n=1, cutoff=_TYPO_RATIO)
+            found += [f"{name} is not a setting and has no effect: did you mean {ours[word]}?" for word in near]
+    return found
+
+
+def _doubts(values: Mapping[str, Any]) -> list[str]:
+    """Sentences about what is allowed but hardly meant."""
+    if not values["rpc_urls"]:
+        return ["PAYMENT_REQUEST_EVM_RPC_URLS_JSON names no network: no payment request will be processed"]
+    idle = sorted(set(values["confirmations"]) - set(values["rpc_urls"]))
+    return [f"RECONSUP_CONFIRMATIONS_JSON names {network!r}, which has no endpoint" for network in idle]

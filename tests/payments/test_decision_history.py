@@ -1,0 +1,63 @@
+"""What the history is told: evidence, confirmations, and money that came too late."""
+
+import pytest
+
+from reconsup.payments.decision import Decision
+from reconsup.payments.request import Status
+from tests.payments.make import OVER, decided, lost, paid
+
+PENDING, DETECTED, CONFIRMED = Status.PENDING, Status.DETECTED, Status.CONFIRMED
+REORGED, EXPIRED, FAILED = Status.REORGED, Status.EXPIRED, Status.FAILED
+
+
+def test_the_evidence_is_all_that_came_in_time_canonical_first() -> None:
+    gone, there, late = lost(60), paid(40, 9), paid(100, 3, at=1, ref="0xa2")
+    decision = decided(REORGED, gone, there, late, view=OVER)
+
+    assert decision.evidence == (there, gone)
+    assert decision.amount_minor == 40
+
+
+def test_confirmations_are_those_of_the_shallowest_money_that_counts() -> None:
+    """Seen to fail with all money counted: a confirmation at depth 3 was told as one at depth 1."""
+    enough, more = paid(100, 3), paid(5, 1, ref="0xa2")
+
+    assert decided(PENDING, enough, more).confirmations == 3
+    assert decided(PENDING, paid(60, 2), paid(40, 1, ref="0xa2")).confirmations == 1
+    assert decided(PENDING).confirmations == 0
+
+
+def refs(decision: Decision) -> list[str]:
+    return [each.evidence_ref for each in decision.late]
+
+
+def test_the_decision_that_expires_tells_of_what_came_too_late() -> None:
+    """Seen to fail with the late ones left for a later look."""
+    decision = decided(PENDING, paid(1, 9), paid(100, 3, at=1, ref="0xa2"), view=OVER)
+
+    assert (decision.status, refs(decision)) == (EXPIRED, ["0xa2"])
+
+
+def test_the_look_that_finds_it_expired_tells_of_what_came_too_late() -> None:
+    decision = decided(EXPIRED, paid(100, 3, at=1, ref="0xa2"), paid(7, 1, at=99, ref="0xa3"), view=OVER)
+
+    assert (decision.status, decision.reason, refs(decision)) == (EXPIRED, None, ["0xa2", "0xa3"])
+
+
+@pytest.mark.parametrize("status", [PENDING, DETECTED, CONFIRMED, REORGED, FAILED])
+def test_late_money_is_told_of_by_expired_requests_only(status: Status) -> None:
+    """Seen to fail with that question taken out."""
+    assert decided(status, paid(1, 9, at=1)).late == ()
+
+
+def test_late_money_that_was_taken_back_is_not_told_of() -> None:
+    """Seen to fail with orphaned ones included."""
+    assert decided(EXPIRED, lost(100, at=1), view=OVER).late == ()
+
+
+def test_money_in_time_that_the_expiry_did_not_know_is_told_of_as_late() -> None:
+    """Seen to fail with money in time left out: a deep reorg brought it, and nobody would ever have heard of it."""
+    known, unknown = paid(40, 9, ref="0xa1:7"), paid(60, 9, ref="0xa2:1")
+    decision = decided(EXPIRED, known, unknown, view=OVER, expired_transactions=frozenset({"0xa1"}))
+
+    assert refs(decision) == ["0xa2:1"]
