@@ -1,0 +1,272 @@
+"""The scoreboard: shared memory in which supervisor, workers and monitor tell each other how things are.
+
+Made before the first fork. It holds the supervisor's facts, a cell a slot, and the morgue. In a cell, the supervisor
+and the process in the slot write different fields, never the same one. Nothing here blocks, logs or fails, and
+nobody waits for anybody: a process that was killed while it wrote leaves at most one unknown text.
+"""
+
+import mmap
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from reconsup.fleet.morgue import INCARNATION_BYTES, ROW_BYTES_MAX, Death, Morgue
+from reconsup.fleet.shared import Integer, Moment, Text
+from reconsup.fleet.slot import LIVE, MONITOR, PROBE, Cause, Slot, WorkerState
+
+_STATES = tuple(WorkerState)
+_CAUSES = tuple(Cause)
+
+# The supervisor's record, at the start.
+_HEAD_BYTES = 256
+_HEAD = 0
+_SUPERVISOR_PID = Integer("q", 0)
+_SUPERVISOR_STARTED_AT = Moment(8)
+_SUPERVISOR_SLOTS = Integer("q", 16)
+_SUPERVISOR_BOOT_ID = Text(24, INCARNATION_BYTES)
+_SUPERVISOR_PHASE = Text(56, 16)
+_SUPERVISOR_VERSION = Text(88, 64)
+
+# A cell: first what the supervisor writes…
+_CELL_BYTES = 448
+_PID = Integer("q", 0)
+_SLOT_STATE = Integer("B", 8)
+_RESTARTS = Integer("Q", 16)
+_STARTED = Moment(24)
+_CAUSE_COUNTS = {cause: Integer("Q", 32 + 8 * place) for place, cause in enumerate(_CAUSES)}
+# … then, in cache lines of their own, what the process in the slot writes.
+_CHILD_STATE = Integer("B", 192)
+_LEASES = Integer("Q", 200)
+_READY_AT = Moment(208)
+_BEAT = Moment(216)
+_LAST_CYCLE = Moment(224)
+_TRUSTED_UNTIL = Moment(232)
+_INCARNATION = Text(240, INCARNATION_BYTES)
+_ROW = Text(264, ROW_BYTES_MAX)
+assert 32 + 8 * len(_CAUSES) <= 192
+assert _ROW.end <= _CELL_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class CellView:
+    """One slot at one moment. `pid` and `incarnation` are None while nobody sits in it.
+
+    `started` (the fork), `ready_at`, `beat` and `trusted_until` are seconds of the monotonic clock, which is the
+    same in all processes; `last_cycle` is wall clock. `causes` counts why processes left that should have stayed.
+    """
+
+    slot: int
+    worker_id: str
+    incarnation: str | None
+    pid: int | None
+    state: WorkerState
+    restarts: int
+    causes: Mapping[Cause, int]
+    started: float | None
+    ready_at: float | None
+    beat: float | None
+    leases: int
+    row: str | None
+    last_cycle: float | None
+    trusted_until: float | None
+
+    @property
+    def ready_seconds(self) -> float | None:
+        """From the fork until it was ready."""
+        return None if self.ready_at is None or self.started is None else self.ready_at - self.started
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorView:
+    """The supervisor above this fleet. `started_at` is wall clock; `phase` probing, running, draining or done."""
+
+    pid: int
+    boot_id: str
+    started_at: float
+    version: str
+    phase: str
+    slots: int
+
+
+class Cell:
+    """A slot's cell, for the process that sits in it. Every write is one store; call them as often as you like."""
+
+    def __init__(self, memory: mmap.mmap, record: int, doorbell_fd: int) -> None:
+        self._memory = memory
+        self._record = record
+        self._doorbell_fd = doorbell_fd
+
+    def set_incarnation(self, incarnation: str) -> None:
+        """Who sits here now: 16 hex digits. The first thing after the fork."""
+        _INCARNATION.set(self._memory, self._record, incarnation)
+
+    def set_state(self, state: WorkerState) -> None:
+        """Tell the supervisor: READY (needed before the boot deadline) or DRAINING."""
+        if state is WorkerState.READY:
+            _READY_AT.set(self._memory, self._record, time.monotonic())
+        _CHILD_STATE.set(self._memory, self._record, _STATES.index(state))
+        with suppress(BlockingIOError):  # it is rung already
+            os.eventfd_write(self._doorbell_fd, 1)
+
+    def beat(self, now: float) -> None:
+        """Say that the work loop goes round; `now` is monotonic."""
+        _BEAT.set(self._memory, self._record, now)
+
+    def set_leases(self, count: int) -> None:
+        """How many leases it holds."""
+        _LEASES.set(self._memory, self._record, count)
+
+    def set_row(self, id_: str | None) -> None:
+        """Which row is at work, so that a death can be laid to its charge; None: none."""
+        _ROW.set(self._memory, self._record, id_)
+
+    def set_last_cycle(self, at: float) -> None:
+        """When a cycle ended last, wall clock. It outlives a restart."""
+        _LAST_CYCLE.set(self._memory, self._record, at)
+
+    def set_trusted(self, until: float | None) -> None:
+        """Until when its leases are trusted, monotonic; None: it holds none."""
+        _TRUSTED_UNTIL.set(self._memory, self._record, until)
+
+
+class Scoreboard:
+    """The mapping. `slots_max` bounds the slot numbers; MONITOR and PROBE have cells of their own."""
+
+    def __init__(self, base: str, slots_max: int) -> None:
+        self.base = base
+        self.slots_max = slots_max
+        self._memory = mmap.mmap(-1, _HEAD_BYTES + (slots_max + 2) * _CELL_BYTES)
+        self._morgue = Morgue(base)
+        self.doorbell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    # for everybody
+
+    def worker_id(self, slot: int) -> str:
+        """`BASE-SLOT`, for the two helpers `BASE-monitor` and `BASE-probe`."""
+        return f"{self.base}-{ {MONITOR: 'monitor', PROBE: 'probe'}.get(slot, slot) }"
+
+    def supervisor(self) -> SupervisorView:
+        """The supervisor's facts."""
+        return SupervisorView(
+            pid=_SUPERVISOR_PID.get(self._memory, _HEAD),
+            boot_id=_SUPERVISOR_BOOT_ID.get(self._memory, _HEAD) or "",
+            started_at=_SUPERVISOR_STARTED_AT.get(self._memory, _HEAD) or 0.0,
+            version=_SUPERVISOR_VERSION.get(self._memory, _HEAD) or "",
+            phase=_SUPERVISOR_PHASE.get(self._memory, _HEAD) or "",
+            slots=_SUPERVISOR_SLOTS.get(self._memory, _HEAD),
+        )
+
+    def slots(self) -> range:
+        """The workers' slot numbers."""
+        return range(_SUPERVISOR_SLOTS.get(self._memory, _HEAD))
+
+    def read(self, slot: int) -> CellView:
+        """One slot at this moment."""
+        cell = self._record(slot)
+        state = _STATES[_SLOT_STATE.get(self._memory, cell)]
+        is_live = state in LIVE
+        if is_live and state is not WorkerState.DRAINING:
+            state = self.child_state(slot)  # newer than what the supervisor has noticed
+        return CellView(
+            slot=slot,
+            worker_id=self.worker_id(slot),
+            incarnation=_INCARNATION.get(self._memory, cell) if is_live else None,
+            pid=_PID.get(self._memory, cell) if is_live else None,
+            state=state,
+            restarts=_RESTARTS.get(self._memory, cell),
+            causes={cause: count.get(self._memory, cell) for cause, count in _CAUSE_COUNTS.items()},
+            started=_STARTED.get(self._memory, cell),
+            ready_at=_READY_AT.get(self._memory, cell),
+            beat=_BEAT.get(self._memory, cell),
+            leases=_LEASES.get(self._memory, cell) if is_live else 0,
+            row=_ROW.get(self._memory, cell),
+            last_cycle=_LAST_CYCLE.get(self._memory, cell),
+            trusted_until=_TRUSTED_UNTIL.get(self._memory, cell),
+        )
+
+    # for the process in a slot, and for the monitor
+
+    def cell(self, slot: int) -> Cell:
+        """The cell to write to, for the process in `slot`."""
+        return Cell(self._memory, self._record(slot), self.doorbell_fd)
+
+    def dead(self) -> list[Death]:
+        """The dead workers whose leases nobody has given back yet, oldest first."""
+        return self._morgue.dead()
+
+    def acknowledge(self, index: int) -> None:
+        """Their leases are given back: cross them out."""
+        self._morgue.acknowledge(index)
+
+    @property
+    def deaths_overwritten(self) -> int:
+        """How many deaths had to be forgotten because nobody acknowledged any for a long time."""
+        return self._morgue.overwritten
+
+    # for the supervisor
+
+    def open(self, *, pid: int, boot_id: str, started_at: float, version: str, slots: int) -> None:
+        """Write the supervisor's facts."""
+        assert slots <= self.slots_max
+        _SUPERVISOR_PID.set(self._memory, _HEAD, pid)
+        _SUPERVISOR_BOOT_ID.set(self._memory, _HEAD, boot_id)
+        _SUPERVISOR_STARTED_AT.set(self._memory, _HEAD, started_at)
+        _SUPERVISOR_VERSION.set(self._memory, _HEAD, version)
+        _SUPERVISOR_SLOTS.set(self._memory, _HEAD, slots)
+
+    def set_phase(self, phase: str) -> None:
+        """What the fleet as a whole does."""
+        _SUPERVISOR_PHASE.set(self._memory, _HEAD, phase)
+
+    def show(self, slot: Slot) -> None:
+        """Write the supervisor's half of a cell."""
+        cell = self._record(slot.number)
+        _PID.set(self._memory, cell, slot.pid or 0)
+        _RESTARTS.set(self._memory, cell, slot.restarts)
+        _STARTED.set(self._memory, cell, slot.started)
+        _SLOT_STATE.set(self._memory, cell, _STATES.index(slot.state))
+
+    def count(self, slot: int, cause: Cause) -> None:
+        """Count one process that left `slot` though nobody had told it to."""
+        _CAUSE_COUNTS[cause].add(self._memory, self._record(slot))
+
+    def clear(self, slot: int) -> None:
+        """Wipe what the last process in `slot` wrote, before the next one is forked.
+
+        Not its last beat and cycle: a slot whose workers die before they get anywhere must be seen to age.
+        """
+        cell = self._record(slot)
+        _CHILD_STATE.set(self._memory, cell, _STATES.index(WorkerState.BOOTING))
+        _LEASES.set(self._memory, cell, 0)
+        _READY_AT.set(self._memory, cell, None)
+        _TRUSTED_UNTIL.set(self._memory, cell, None)
+        _INCARNATION.set(self._memory, cell, None)
+        _ROW.set(self._memory, cell, None)
+
+    def child_state(self, slot: int) -> WorkerState:
+        """What the process in `slot` said of itself."""
+        return _STATES[_CHILD_STATE.get(self._memory, self._record(slot))]
+
+    def bury(self, slot: int, cause: Cause) -> str | None:
+        """Lay the process that was reaped from `slot` into the morgue; its incarnation.
+
+        Nothing to bury is who left cleanly with nothing in hand, a helper, and who died before it had an
+        incarnation (None): they hold no lease.
+        """
+        cell = self._record(slot)
+        incarnation = _INCARNATION.get(self._memory, cell)
+        left_nothing = cause is Cause.CLEAN and _LEASES.get(self._memory, cell) == 0
+        if incarnation is not None and slot >= 0 and not left_nothing:
+            self._morgue.lay_in(slot, incarnation, cause, _ROW.get(self._memory, cell))
+        return incarnation
+
+    def silence(self) -> None:
+        """Take note that the doorbell was rung: then look at every `child_state`."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.doorbell_fd)
+
+    def _record(self, slot: int) -> int:
+        assert PROBE <= slot < self.slots_max
+        return _HEAD_BYTES + (slot - PROBE) * _CELL_BYTES
