@@ -1,0 +1,35 @@
+"""What can go wrong between reconsup and a chain's endpoint, grouped by what the caller can do about it.
+
+These two are all that leaves the chain rooms for an operating error. Their text is one sentence for an operator and
+never holds the secret part of an endpoint's address.
+"""
+
+
+class ChainUnavailable(Exception):
+    """The endpoint is away, slow, throttling or behind: back off and ask again. It proves nothing about the chain.
+
+    `retry_after_seconds` is the pause the endpoint asked for, None when it named none.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Throttled(ChainUnavailable):
+    """The endpoint asks us to come back later."""
+
+
+class AnswerTooLarge(ChainUnavailable):
+    """The endpoint, or our own limit, refuses an answer of this size: ask for less at a time."""
+
+
+class AnswerTooSlow(ChainUnavailable):
+    """The answer did not arrive in time; a smaller one may."""
+
+
+class ChainInconsistent(Exception):
+    """The endpoint contradicted itself or sent what no chain can hold: refuse the answer, store nothing, alarm.
+
+    A reorg in the middle of a batch, or two nodes behind one address, look like this once; only repetition is a fault.
+    """

@@ -1,0 +1,370 @@
+"""One endpoint of a chain: JSON-RPC over a session that stays open, batches whose ids are checked, every call metered.
+
+web3's AsyncHTTPProvider is the transport; four of its habits (8.0.0, read in its source) are closed here: it opens a
+connection a call, takes a process-wide lock through a thread pool for each, sorts the answers of a batch without
+comparing their ids with what was asked (one missing answer shifts all later ones), and reads answers of any size.
+
+Nothing is retried here, except a request that met a connection the server had closed meanwhile: whoever called knows
+its lease and backs off. No message and no exception that leaves this room holds the secret part of a URL.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Self, cast
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import aiohttp
+import orjson
+from eth_typing import URI
+from web3 import AsyncHTTPProvider
+from web3.types import RPCEndpoint, RPCRequest, RPCResponse
+
+from reconsup import __version__
+from reconsup.chain.errors import AnswerTooLarge, AnswerTooSlow, ChainInconsistent, ChainUnavailable, Throttled
+
+ANSWER_BYTES_MAX = 64 * 1024 * 1024
+KEEPALIVE_SECONDS = 75.0  # longer than the default poll interval, so that an idle worker keeps its connection
+CONNECTIONS_MAX = 8
+RETRY_AFTER_SECONDS_MAX = 3600.0
+QUOTED_CHARS_MAX = 160  # of an endpoint's own words in our messages
+SECRET_CHARS_MIN = 6  # shorter pieces of a URL ("v3", "rpc", "eth") are words, not keys
+
+# Called as (network, method, outcome, seconds); outcome is ok, error, timeout, throttled or inconsistent. Once for
+# every JSON-RPC call, in a batch too; seconds are those of the HTTP exchange that it went with.
+OnCall = Callable[[str, str, str, float], None]
+Call = tuple[str, Sequence[Any]]
+Failure = ChainUnavailable | ChainInconsistent
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The endpoint's JSON-RPC error for one call of a batch; the message is one clean line."""
+
+    code: int
+    message: str
+    retry_after_seconds: float | None = None
+
+    @property
+    def is_throttling(self) -> bool:
+        """Whether it asks us to come back later."""
+        words = r"rate.?limit|too many requests|compute units|throttl"
+        return self.code in (429, -32005, -32029) or self._says(words)
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether it asks us to want less at a time."""
+        return self.code in (413, -32003) or self._says(r"too (large|big|long)|batch.{0,30}(limit|exceed|maximum)")
+
+    @property
+    def is_unsupported(self) -> bool:
+        """Whether it says that the endpoint does not have this method at all."""
+        absent = r"(not (found|supported|available|allowed|exist)|unsupported|does not exist)"
+        return self.code in (-32601, -32004) or self._says(rf"method\b.{{0,60}}\b{absent}|unsupported method")
+
+    def _says(self, words: str) -> bool:
+        return re.search(words, self.message, re.IGNORECASE) is not None
+
+
+def redact_url(url: str) -> str:
+    """Show where a URL leads without what it may hide: user, path, query and fragment become "…"."""
+    parts = _split(url)
+    if parts is None or not parts.hostname:
+        return "(unreadable URL)"
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    port = f":{parts.port}" if parts.port else ""
+    user = "…@" if parts.username or parts.password else ""
+    hidden = "/…" if parts.path.strip("/") or parts.query or parts.fragment else ""
+    return f"{parts.scheme}://{user}{host}{port}{hidden}"
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # reading it is what validates it
+    except ValueError:
+        return None
+    return parts
+
+
+def _secrets(url: str) -> tuple[str, ...]:
+    """The pieces of a URL that an endpoint might quote back at us, longest first."""
+    parts = _split(url)
+    if parts is None:
+        return (url,)
+    pieces = [parts.username or "", parts.fragment, parts.query, parts.path]
+    pieces += parts.path.split("/") + re.split("[=&]", parts.query)
+    secrets = {piece for piece in pieces if len(piece) >= SECRET_CHARS_MIN}
+    if parts.password:
+        secrets.add(parts.password)  # a short one too
+    return tuple(sorted(secrets | {unquote(secret) for secret in secrets}, key=len, reverse=True))
+
+
+class _HttpRefusal(Exception):  # an HTTP status on its way to a sentence
+    def __init__(self, status: int, retry_after: str | None) -> None:
+        super().__init__(status)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class Transport(AsyncHTTPProvider):
+    """web3's provider over a session of ours. Answers come back matched to their requests, or not at all."""
+
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        super().__init__(URI(url), exception_retry_configuration=None)
+        self.answer_bytes = 0  # size of the last answer
+        self._url = url
+        self._timeout_seconds = timeout_seconds
+        self._session: aiohttp.ClientSession | None = None
+
+    async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        """Make one call; the answer is its JSON-RPC envelope."""
+        request = self.form_request(method, params)
+        answer = orjson.loads(await self._post(orjson.dumps(request)))
+        return _matched([request], [answer])[0]
+
+    async def make_batch_request(
+        self, batch_requests: list[tuple[RPCEndpoint, Any]]
+    ) -> list[RPCResponse] | RPCResponse:
+        """Make many calls in one HTTP request; the answers in the calls' order, or the one error for them all."""
+        requests = [self.form_request(method, params) for method, params in batch_requests]
+        answer = orjson.loads(await self._post(orjson.dumps(requests)))
+        if isinstance(answer, dict) and answer.get("error") is not None:
+            return cast(RPCResponse, answer)
+        return _matched(requests, answer)
+
+    async def disconnect(self) -> None:
+        """Close the session; a later call opens another."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _post(self, body: bytes) -> bytes:
+        session = self._session = self._session or self._new_session()
+        async with asyncio.timeout(self._timeout_seconds):
+            try:
+                return await self._exchange(session, body)
+            except (aiohttp.ServerDisconnectedError, ConnectionResetError):
+                # An idle connection that the server had closed. All our calls only read: asking again is safe.
+                return await self._exchange(session, body)
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, keepalive_timeout=KEEPALIVE_SECONDS),
+            headers={**self.get_request_headers(), "User-Agent": f"reconsup/{__version__}"},
+            timeout=aiohttp.ClientTimeout(total=None),  # ours is around the whole exchange
+        )
+
+    async def _exchange(self, session: aiohttp.ClientSession, body: bytes) -> bytes:
+        async with session.post(self._url, data=body, allow_redirects=False) as response:
+            if response.status != 200:
+                raise _HttpRefusal(response.status, response.headers.get("Retry-After"))
+            answer = bytearray()
+            async for piece in response.content.iter_any():
+                answer += piece
+                if len(answer) > ANSWER_BYTES_MAX:
+                    response.close()
+                    raise AnswerTooLarge(f"sent more than {ANSWER_BYTES_MAX / 2**20:g} MiB in one answer")
+            self.answer_bytes = len(answer)
+            return bytes(answer)
+
+
+def _matched(requests: Sequence[RPCRequest], answers: object) -> list[RPCResponse]:
+    """Put answers in the order of their requests; each id must be there exactly once and nothing else."""
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
+        raise ChainInconsistent("sent an answer that is not JSON-RPC")
+    by_id = {answer["id"]: answer for answer in answers if type(answer.get("id")) is int}
+    wanted = [request["id"] for request in requests]
+    if len(answers) != len(wanted) or by_id.keys() != set(wanted):
+        raise ChainInconsistent(f"sent {len(answers)} answers to {len(wanted)} calls, not one for each call's id")
+    return [by_id[each] for each in wanted]
+
+
+class Endpoint:
+    """One network's endpoint. Only ChainUnavailable and ChainInconsistent leave `call` and `batch`."""
+
+    def __init__(
+        self, network: str, urls: Sequence[str], timeout_seconds: float, on_call: OnCall = lambda *_: None
+    ) -> None:
+        self.network = network
+        self.name = redact_url(urls[0])
+        self._secrets = _secrets(urls[0])
+        self._timeout_seconds = timeout_seconds
+        self._on_call = on_call
+        self._transport = Transport(urls[0], timeout_seconds)
+
+    @property
+    def answer_bytes(self) -> int:
+        """Size of the last answer, decompressed."""
+        return self._transport.answer_bytes
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def connect(self) -> None:
+        """Start with fresh connections. Nothing is asked yet: an endpoint that is away stops nothing."""
+        await self._transport.disconnect()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.disconnect()
+
+    async def call(self, method: str, *params: Any) -> Any:
+        """Return the result of one call (None is JSON's null); a refusal is ChainUnavailable."""
+        (answer,) = await self._metered([(method, params)], self._one)
+        return self.accepted(answer, method)
+
+    async def batch(self, calls: Sequence[Call]) -> list[Any]:
+        """Return a result or a Refusal for each call, in their order, from one HTTP request."""
+        return await self._metered(calls, self._many)
+
+    def accepted(self, answer: Any, method: str) -> Any:
+        """Return an answer of `batch`, or raise ChainUnavailable if it is a Refusal."""
+        if not isinstance(answer, Refusal):
+            return answer
+        quoted = f"{method}: {answer.message} ({answer.code})"
+        if answer.is_throttling:
+            raise Throttled(self.says(f"is throttling {quoted}"), answer.retry_after_seconds)
+        if answer.is_too_large:
+            raise AnswerTooLarge(self.says(f"refuses the size of {quoted}"))
+        raise ChainUnavailable(self.says(f"refuses {quoted}"))
+
+    def says(self, what: str) -> str:
+        """Begin a message with whom it is about."""
+        return f"{self.network}: {self.name} {what}"
+
+    async def _one(self, calls: Sequence[Call]) -> list[Any]:
+        ((method, params),) = calls
+        return [self._result(await self._transport.make_request(RPCEndpoint(method), params))]
+
+    async def _many(self, calls: Sequence[Call]) -> list[Any]:
+        answers = await self._transport.make_batch_request([(RPCEndpoint(each), params) for each, params in calls])
+        if isinstance(answers, list):
+            return [self._result(answer) for answer in answers]
+        return [self._result(answers)] * len(calls)
+
+    def _result(self, answer: RPCResponse) -> Any:
+        error = cast(Any, answer.get("error"))
+        if error is None and "result" in answer:
+            return answer["result"]
+        if not isinstance(error, dict) or type(error.get("code")) is not int:
+            raise ChainInconsistent("sent an answer with neither a result nor an error")
+        return Refusal(error["code"], self._clean(str(error.get("message", ""))), _backoff_seconds(error.get("data")))
+
+    async def _metered(self, calls: Sequence[Call], make: Callable[[Sequence[Call]], Any]) -> list[Any]:
+        started = time.monotonic()
+        answers: list[Any] = []
+        failure: Failure | None = None
+        try:
+            answers = await make(calls)
+        except (ChainUnavailable, ChainInconsistent, _HttpRefusal, aiohttp.ClientError, OSError, ValueError) as error:
+            failure = self._failure(error)
+        seconds = time.monotonic() - started
+        for index, (method, _) in enumerate(calls):
+            self._on_call(self.network, method, _outcome(failure or answers[index]), seconds)
+        if failure is not None:
+            raise failure  # outside the except: the cause is left behind, its text may hold the URL
+        return answers
+
+    def _failure(self, error: Exception) -> Failure:
+        """Translate what went wrong on the way into one of our two errors and one sentence."""
+        match error:
+            case ChainInconsistent():
+                return ChainInconsistent(self.says(str(error)))
+            case AnswerTooLarge():
+                return AnswerTooLarge(self.says(str(error)))
+            case TimeoutError():
+                return AnswerTooSlow(self.says(f"did not answer within {self._timeout_seconds:g} s"))
+            case _HttpRefusal(status=413):
+                return AnswerTooLarge(self.says("refuses a request of this size (HTTP 413)"))
+            case _HttpRefusal(status=429):
+                return Throttled(self.says("is throttling us (HTTP 429)"), _pause_seconds(error.retry_after))
+            case _HttpRefusal():
+                trouble = _status_trouble(error.status)
+                return ChainUnavailable(self.says(trouble), _pause_seconds(error.retry_after))
+        return ChainUnavailable(self.says(_connection_trouble(error)))
+
+    def _clean(self, text: str) -> str:
+        """Make an endpoint's own words fit for a log: one line, not long, without our secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, "…")
+        line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+        return line if len(line) <= QUOTED_CHARS_MAX else line[:QUOTED_CHARS_MAX] + "…"
+
+
+def _outcome(answer: Any) -> str:
+    match answer:
+        case ChainInconsistent():
+            return "inconsistent"
+        case AnswerTooSlow():
+            return "timeout"
+        case Throttled():
+            return "throttled"
+        case Refusal():
+            return "throttled" if answer.is_throttling else "error"
+        case ChainUnavailable():
+            return "error"
+    return "ok"
+
+
+def _status_trouble(status: int) -> str:
+    if status in (401, 403):
+        return f"does not let us in (HTTP {status}): check the key in its URL"
+    if status == 404:
+        return "knows nothing at this URL (HTTP 404): check its path"
+    if 300 <= status < 400:
+        return f"redirects us (HTTP {status}): give its final URL"
+    return f"answered HTTP {status}"
+
+
+def _connection_trouble(error: Exception) -> str:
+    """Say what is wrong with a connection. Never from the error's own text: that may hold the URL."""
+    match error:
+        case aiohttp.InvalidURL():
+            return "has a URL that is not http(s)://host[:port]/path"
+        case aiohttp.ClientConnectorDNSError():
+            return "cannot be reached: its host name is not known"
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
+            return "cannot be reached: TLS fails (certificate or protocol)"
+        case aiohttp.ClientConnectorError():
+            return f"cannot be reached: {_errno_words(error.os_error)}"
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError() | OSError():
+            return "closed the connection before its answer was complete"
+        case orjson.JSONDecodeError():
+            return "answered something that is not JSON"
+    return f"does not speak HTTP as it should ({type(error).__name__})"
+
+
+def _errno_words(error: OSError) -> str:
+    return os.strerror(error.errno).lower() if error.errno else "no connection"
+
+
+def _pause_seconds(retry_after: str | None) -> float | None:
+    """Read a Retry-After header: seconds, or a date. None when it is neither."""
+    text = (retry_after or "").strip()
+    try:
+        if re.fullmatch(r"\d{1,9}(\.\d+)?", text):
+            seconds = float(text)
+        else:
+            seconds = (parsedate_to_datetime(text).astimezone(UTC) - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), RETRY_AFTER_SECONDS_MAX)
+
+
+def _backoff_seconds(data: Any) -> float | None:
+    """Read the pause that some providers put into an error's data: {"rate": {"backoff_seconds": 30}}."""
+    rate = data.get("rate") if isinstance(data, dict) else None
+    seconds = rate.get("backoff_seconds") if isinstance(rate, dict) else None
+    if isinstance(seconds, int | float) and seconds >= 0:
+        return min(float(seconds), RETRY_AFTER_SECONDS_MAX)
+    return None
