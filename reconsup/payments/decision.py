@@ -58,11 +58,13 @@ class ChainView:
 class Facts:
     """What was known of one request in the same statement.
 
-    `expired_transactions`: the transactions that its expiry entry knew already.
+    `was_confirmed`: its history has been confirmed before, however it stands now: a consumer must see
+    `payment_confirmed` once. `expired_transactions`: the transactions that its expiry entry counted.
     """
 
     settlements: tuple[Settlement, ...] = ()
     shares_address: bool = False
+    was_confirmed: bool = False
     confirmed_age_seconds: float | None = None
     expired_transactions: frozenset[str] = frozenset()
 
@@ -132,20 +134,21 @@ def _next(
     """One step of the state machine: the next status, and the reason if the history gets an entry."""
     match request.status:
         case Status.PENDING | Status.DETECTED | Status.REORGED:
-            return _open(request, money, view, policy)
+            return _open(request, facts, money, view, policy)
         case Status.CONFIRMED:
             return _confirmed(request, facts, money, policy)
         case Status.EXPIRED | Status.FAILED:
             return request.status, None
 
 
-def _open(request: PaymentRequest, money: _Money, view: ChainView, policy: Policy) -> tuple[Status, Reason | None]:
+def _open(
+    request: PaymentRequest, facts: Facts, money: _Money, view: ChainView, policy: Policy
+) -> tuple[Status, Reason | None]:
     """The next status of a pending, detected or reorged request, and why."""
     expected = request.expected_amount_minor
     seen = total(money.in_time)
     if is_reached(total(money.deep), expected, policy.confirmed_threshold_bps):
-        was_reorged = request.status == Status.REORGED
-        return Status.CONFIRMED, Reason.RECONFIRMED if was_reorged else Reason.CONFIRMED
+        return Status.CONFIRMED, Reason.RECONFIRMED if facts.was_confirmed else Reason.CONFIRMED
     if is_reached(seen, expected, policy.detected_threshold_bps):
         if request.status != Status.DETECTED:
             return Status.DETECTED, Reason.DETECTED

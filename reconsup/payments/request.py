@@ -51,14 +51,14 @@ class Reason(StrEnum):
 TRANSITIONS = MappingProxyType(
     {
         (Status.PENDING, Status.DETECTED): frozenset({Reason.DETECTED}),
-        (Status.PENDING, Status.CONFIRMED): frozenset({Reason.CONFIRMED}),
+        (Status.PENDING, Status.CONFIRMED): frozenset({Reason.CONFIRMED, Reason.RECONFIRMED}),
         (Status.PENDING, Status.EXPIRED): frozenset({Reason.EXPIRED, Reason.UNDERPAID_EXPIRED}),
-        (Status.DETECTED, Status.CONFIRMED): frozenset({Reason.CONFIRMED}),
+        (Status.DETECTED, Status.CONFIRMED): frozenset({Reason.CONFIRMED, Reason.RECONFIRMED}),
         (Status.DETECTED, Status.REORGED): frozenset({Reason.REORGED}),
         (Status.DETECTED, Status.EXPIRED): frozenset({Reason.EXPIRED, Reason.UNDERPAID_EXPIRED}),
         (Status.CONFIRMED, Status.REORGED): frozenset({Reason.REORGED}),
         (Status.REORGED, Status.DETECTED): frozenset({Reason.DETECTED}),
-        (Status.REORGED, Status.CONFIRMED): frozenset({Reason.RECONFIRMED}),
+        (Status.REORGED, Status.CONFIRMED): frozenset({Reason.CONFIRMED, Reason.RECONFIRMED}),
         (Status.REORGED, Status.EXPIRED): frozenset({Reason.EXPIRED, Reason.UNDERPAID_EXPIRED}),
     }
 )

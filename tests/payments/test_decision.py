@@ -71,7 +71,7 @@ STEPS = [
     pytest.param(CONFIRMED, (paid(60, 9), lost(40, at=1)), OVER, CONFIRMED, None, id="late money never confirmed it"),
     pytest.param(REORGED, (lost(100),), BEFORE, REORGED, None, id="reorged, it may come back"),
     pytest.param(REORGED, (lost(100), paid(100, 2)), BEFORE, DETECTED, Reason.DETECTED, id="reorged, paid again"),
-    pytest.param(REORGED, (paid(100, 3),), BEFORE, CONFIRMED, Reason.RECONFIRMED, id="reorged, then deep again"),
+    pytest.param(REORGED, (paid(100, 3),), BEFORE, CONFIRMED, Reason.CONFIRMED, id="reorged, then deep at last"),
     pytest.param(REORGED, (lost(100),), OVER, EXPIRED, Reason.EXPIRED, id="reorged, and nothing came back"),
     pytest.param(REORGED, (lost(40), paid(60, 9)), OVER, EXPIRED, Reason.UNDERPAID_EXPIRED, id="reorged, half is left"),
     pytest.param(REORGED, (lost(40), paid(60, 9), paid(40, 2)), OVER, DETECTED, Reason.DETECTED, id="back in time"),
@@ -93,9 +93,13 @@ def test_the_lifecycle(
 
 
 def test_the_lifecycle_walks_every_row_of_the_table() -> None:
-    """Seen to fail with one step less."""
-    steps = [param.values for param in STEPS]
-    walked = {(before, after, reason) for before, _, _, after, reason in steps if before != after}
+    """Each step twice: as a request that was never confirmed, and as one that was. Seen to fail with one step less."""
+    taken = [
+        (before, decided(before, *money, view=view, was_confirmed=was_confirmed))
+        for before, money, view, *_ in (param.values for param in STEPS)
+        for was_confirmed in (False, True)
+    ]
+    walked = {(before, decision.status, decision.reason) for before, decision in taken if before != decision.status}
 
     assert walked == {(*pair, reason) for pair, reasons in TRANSITIONS.items() for reason in reasons}
 
@@ -326,3 +330,10 @@ def test_a_shared_address_is_a_row_error() -> None:
     facts = Facts((paid(100, 9),), shares_address=True)
 
     assert decide(request(), facts, BEFORE, POLICY) == RowError.AMBIGUOUS_ADDRESS
+
+
+@pytest.mark.parametrize("status", [PENDING, DETECTED, REORGED])
+def test_a_request_that_was_confirmed_before_is_reconfirmed_by_whatever_way_it_comes_back(status: Status) -> None:
+    """confirmed → reorged → detected → confirmed was seen to write `payment_confirmed` a second time."""
+    assert decided(status, paid(100, 3), was_confirmed=True).reason == Reason.RECONFIRMED
+    assert decided(status, paid(100, 3)).reason == Reason.CONFIRMED

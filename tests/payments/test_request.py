@@ -43,10 +43,11 @@ def test_each_target_has_its_own_reasons() -> None:
     }
 
 
-def test_only_a_reorged_request_is_reconfirmed() -> None:
-    reconfirmed = [pair for pair, reasons in TRANSITIONS.items() if Reason.RECONFIRMED in reasons]
+def test_whatever_may_be_confirmed_may_be_confirmed_again() -> None:
+    confirmed = {pair for pair, reasons in TRANSITIONS.items() if Reason.CONFIRMED in reasons}
+    reconfirmed = {pair for pair, reasons in TRANSITIONS.items() if Reason.RECONFIRMED in reasons}
 
-    assert reconfirmed == [(Status.REORGED, Status.CONFIRMED)]
+    assert reconfirmed == confirmed
 
 
 def test_the_table_cannot_be_changed() -> None:
