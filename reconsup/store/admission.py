@@ -1,0 +1,93 @@
+"""Admission: what the tail holds for a request that the scan has never met, read without a gap.
+
+One READ COMMITTED transaction of several statements, never one statement: the cursor's row is shared first, and the
+joins that follow take their snapshots after that lock. A commit updates the cursor first and then joins. So either
+the commit came first, and the tail holds its credits, or it comes later, and its own join sees the request.
+"""
+
+from collections.abc import Sequence
+from typing import LiteralString
+
+from reconsup.store.database import Database, Transaction
+from reconsup.store.leases import HELD_EPOCH, Batch
+from reconsup.store.matching import PAID_IN_TAIL, settle
+
+
+async def admit(database: Database, batch: Batch) -> frozenset[str]:
+    """Look up the past of the batch's requests in the tail; the ids whose whole past has now been read.
+
+    Settles what the tail holds for them, also where the past is longer than the tail: that is repeated at each
+    look until a later admission closes it. Only rows still leased by this batch are written.
+    """
+    claims = [claim for claim in batch.claims if not claim.request.admitted]
+    parameters = {
+        "chain": batch.network.chain,
+        "network": batch.network.name,
+        "owner": batch.owner,
+        "ids": [claim.request.id for claim in claims],
+        "epochs": [claim.epoch for claim in claims],
+    }
+
+    async def work(transaction: Transaction) -> frozenset[str]:
+        await transaction.send(_SHARE_CURSOR, parameters)
+        admitted = await transaction.rows(_ADMIT, parameters)
+        await transaction.send(_SETTLE_TAIL, parameters)
+        return frozenset(id_ for (id_,) in admitted)
+
+    return await database.transact(work)
+
+
+async def repair(database: Database, batch: Batch, ids: Sequence[str]) -> int:
+    """Make settlements canonical again that another program disowned without a proof; how many.
+
+    Only where our chain still holds their block.
+    """
+    parameters = {"chain": batch.network.chain, "network": batch.network.name, "ids": list(ids)}
+
+    async def work(transaction: Transaction) -> int:
+        await transaction.send(_SHARE_CURSOR, parameters)
+        return len(await transaction.rows(_REPAIR, parameters))
+
+    return await database.transact(work)
+
+
+_SETTLE_TAIL: LiteralString = settle(PAID_IN_TAIL)
+
+_SHARE_CURSOR: LiteralString = """
+SELECT 1 FROM app.chain_cursors WHERE chain = %(chain)s AND network = %(network)s FOR SHARE
+"""
+
+# The past is read when the block below the tail is older than the request's first block can be. Before the first
+# commit the tail is empty, and the cursor's tip is that block below it.
+_ADMIT: LiteralString = (
+    """
+WITH mine AS MATERIALIZED (
+  SELECT r.id FROM app.payment_requests r
+  JOIN unnest(%(ids)s::text[], %(epochs)s::bigint[]) AS m(id, epoch) ON m.id = r.id
+  WHERE"""
+    + HELD_EPOCH
+    + """= m.epoch
+  ORDER BY r.id FOR NO KEY UPDATE OF r
+), tail AS (
+  SELECT k.next_height, k.tail_start, coalesce(
+    (SELECT b.block_time FROM app.chain_blocks b
+     WHERE b.chain = k.chain AND b.network = k.network AND b.height = k.tail_start), k.tip_time) AS start_time
+  FROM app.chain_cursors k WHERE k.chain = %(chain)s AND k.network = %(network)s)
+UPDATE app.payment_requests r SET reconcile_admitted_height = tail.next_height - 1
+FROM mine, tail
+WHERE r.id = mine.id AND (tail.tail_start = 0 OR tail.start_time < r.created_at - interval '15 minutes')
+RETURNING r.id
+"""
+)
+
+_REPAIR: LiteralString = """
+UPDATE app.payment_request_settlements s SET is_canonical = true, updated_at = now()
+FROM app.chain_cursors k
+WHERE k.chain = %(chain)s AND k.network = %(network)s
+  AND s.payment_request_id = ANY(%(ids)s::text[]) AND NOT s.is_canonical AND s.metadata ? 'first_block_time'
+  AND s.metadata -> 'reorg' ->> 'block_hash' IS DISTINCT FROM s.block_hash
+  AND (s.block_height < k.tail_start OR EXISTS (
+    SELECT FROM app.chain_blocks b WHERE b.chain = k.chain AND b.network = k.network
+      AND b.height = s.block_height AND b.block_hash = s.block_hash))
+RETURNING 1
+"""

@@ -1,0 +1,223 @@
+"""One connection to PostgreSQL, made again when it breaks, and the only two ways to use it.
+
+`fetch` sends one autocommitted statement. `transact` sends several, each after the one before was answered, and
+COMMIT only when the work itself returned: a fence that did not hold can still roll back. Every wait is bounded, on
+the server (lock, statement and idle time-outs, each at most a third of the lease) and on the client: a frozen
+process must not hold a network, nor a silent network a process (two thirds of a lease, and up to ten seconds in which
+psycopg tries to cancel what was sent). Statements are not sent as a pipeline: between
+two of its statements PostgreSQL counts nobody as idle, and a process frozen there would keep its locks for ever.
+
+Nothing here depends on a session: no LISTEN, no advisory lock, no prepared statement, so a PgBouncer in
+transaction mode changes nothing.
+"""
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, LiteralString, Self, TypeVar
+
+import psycopg
+from psycopg import errors
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.pq import TransactionStatus
+from psycopg.rows import namedtuple_row
+
+from reconsup.store.errors import SchemaBehind, StoreRefused, StoreRejected, StoreUnavailable
+
+CONNECT_SECONDS = 5
+RETRIES_MAX = 5
+RETRY_SECONDS = 0.02
+
+# Rows are named tuples: to be unpacked in the order of the statement, or read by column name. They are untyped
+# and end at this room's doors.
+Row = Any
+Connection = psycopg.AsyncConnection[Row]
+T = TypeVar("T")
+
+_RETRIED = (errors.DeadlockDetected, errors.LockNotAvailable, errors.ForeignKeyViolation)
+
+# The server's words for "I am here, but not for you"; libpq gives a failed connection no SQLSTATE.
+_REFUSALS = (
+    "authentication failed",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "not permitted to log in",
+    "no password supplied",
+    "permission denied for database",
+)
+
+
+class _IntegerLoader(Loader):
+    """numeric → int, exactly. Amounts have no fraction here, and Decimal arithmetic rounds at 28 digits."""
+
+    def load(self, data: Buffer) -> int:
+        return int(bytes(data))
+
+
+class Database:
+    """A connection that one task owns. Not to be shared: statements of two tasks would interleave.
+
+    `application_name` lets the janitor end the connections of a dead incarnation. Errors of every method:
+    StoreUnavailable, StoreRefused, StoreRejected, SchemaBehind.
+    """
+
+    def __init__(self, url: str, *, application_name: str, lease_seconds: float) -> None:
+        self._url = url
+        self._application_name = application_name
+        self._wait_seconds = lease_seconds / 3
+        wait_ms = int(self._wait_seconds * 1000)
+        self._begin = _BEGIN.format(wait_ms=wait_ms, lock_ms=wait_ms // 2).encode()
+        self._connection: Connection | None = None
+        self.statements = 0  # sent so far, without BEGIN and COMMIT
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection if there is one; the next use makes a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg.Error):
+                await connection.close()
+
+    async def fetch(self, sql: LiteralString, parameters: dict[str, Any] | None = None) -> list[Row]:
+        """Run one autocommitted statement; its rows."""
+
+        async def work(connection: Connection) -> list[Row]:
+            cursor = await self._send(connection, sql, parameters)
+            return await cursor.fetchall() if cursor.description else []
+
+        return await self._with_retries(work)
+
+    async def transact(self, work: Callable[["Transaction"], Awaitable[T]]) -> T:
+        """Run `work` in one READ COMMITTED transaction; what it returns is committed, what it raises rolls back.
+
+        A deadlock (40P01), a lock not had in time (55P03) or a request that was deleted under our hands (23503)
+        runs `work` again from its beginning: it must have no effect outside the transaction.
+        """
+
+        async def attempt(connection: Connection) -> T:
+            await connection.execute(self._begin)
+            result = await work(Transaction(self, connection))
+            await connection.execute("COMMIT")
+            return result
+
+        return await self._with_retries(attempt)
+
+    async def _with_retries(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        give_up_at = time.monotonic() + 3 * self._wait_seconds
+        for attempt in itertools.count():
+            try:
+                return await self._bounded(work)
+            except _RETRIED as error:
+                if attempt == RETRIES_MAX or time.monotonic() > give_up_at:
+                    raise StoreUnavailable(f"others were in the way for too long ({error.sqlstate})") from error
+                await asyncio.sleep(RETRY_SECONDS * 2**attempt * (0.5 + random.random()))  # noqa: S311 - jitter
+        raise AssertionError("unreachable")
+
+    async def _bounded(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Run `work` on a live connection within the client's bound; translate what goes wrong."""
+        connection = await self._connected()
+        try:
+            # The server's time-outs come first; this one is for a server that does not answer at all.
+            async with asyncio.timeout(self._wait_seconds * 2):
+                return await work(connection)
+        except _RETRIED:
+            await self._roll_back(connection)
+            raise
+        except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as error:
+            await self._roll_back(connection)
+            raise SchemaBehind(f"{_first_line(error)}: run `reconsup migrate`") from error
+        except errors.InsufficientPrivilege as error:
+            await self._roll_back(connection)
+            raise StoreRefused(_first_line(error)) from error
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            await self._roll_back(connection)
+            raise StoreRejected(_first_line(error)) from error
+        except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, TimeoutError) as error:
+            await self.close()
+            raise StoreUnavailable(_first_line(error) or "PostgreSQL does not answer") from error
+        except asyncio.CancelledError:
+            await self.close()  # the answer to what was sent is not coming: do not reuse the connection
+            raise
+        except BaseException:
+            # The work's own refusal: the transaction must not stay open behind us.
+            await self._roll_back(connection)
+            raise
+
+    async def _connected(self) -> Connection:
+        if self._connection is not None and not self._connection.closed:
+            return self._connection
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS + 1):
+                self._connection = await psycopg.AsyncConnection.connect(
+                    self._url,
+                    autocommit=True,
+                    row_factory=namedtuple_row,
+                    prepare_threshold=None,
+                    connect_timeout=CONNECT_SECONDS,
+                    application_name=self._application_name,
+                    tcp_user_timeout=int(self._wait_seconds * 2000),
+                    keepalives_idle=max(1, int(self._wait_seconds)),
+                )
+        except (psycopg.Error, TimeoutError, OSError) as error:
+            text = _first_line(error) or f"no connection within {CONNECT_SECONDS} s"
+            kind = StoreRefused if any(refusal in text for refusal in _REFUSALS) else StoreUnavailable
+            raise kind(text) from error
+        self._connection.adapters.register_loader("numeric", _IntegerLoader)
+        return self._connection
+
+    async def _roll_back(self, connection: Connection) -> None:
+        try:
+            if connection.info.transaction_status != TransactionStatus.IDLE:
+                async with asyncio.timeout(self._wait_seconds):
+                    await connection.execute("ROLLBACK")
+        except (psycopg.Error, TimeoutError):
+            await self.close()
+
+    async def _send(
+        self, connection: Connection, sql: LiteralString, parameters: dict[str, Any] | None
+    ) -> psycopg.AsyncCursor[Row]:
+        self.statements += 1
+        return await connection.execute(sql, parameters)
+
+
+class Transaction:
+    """What `Database.transact` hands to its work."""
+
+    def __init__(self, database: Database, connection: Connection) -> None:
+        self._database = database
+        self._connection = connection
+
+    async def send(self, sql: LiteralString, parameters: dict[str, Any] | None = None) -> None:
+        """Run a statement whose rows nobody needs."""
+        await self._database._send(self._connection, sql, parameters)
+
+    async def rows(self, sql: LiteralString, parameters: dict[str, Any] | None = None) -> list[Row]:
+        """Run a statement; its rows."""
+        return await (await self._database._send(self._connection, sql, parameters)).fetchall()
+
+
+# One message, so that there is no moment at which the transaction is open without its time-outs. The lock's must be
+# the shorter one: were the statement's first, PostgreSQL would not say that a lock was what it waited for.
+_BEGIN = """
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL lock_timeout = {lock_ms};
+SET LOCAL statement_timeout = {wait_ms};
+SET LOCAL idle_in_transaction_session_timeout = {wait_ms}
+"""
+
+
+def _first_line(error: BaseException) -> str:
+    """The error's own sentence, without libpq's continuation lines (they repeat addresses for each try)."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")

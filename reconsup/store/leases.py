@@ -1,0 +1,306 @@
+"""Leases on payment requests: claim, renew, release; bury the dead; sweep up what nobody looks at.
+
+A lease is (owner, epoch). Every grant raises the epoch, nothing ever lowers it, and every later write presents
+both: a worker that lost its lease cannot write, whatever it believes. Clocks are the database's. Statuses in the
+claim are literals, so that the partial index can always be proven to apply.
+
+Lock order here as everywhere: cursor, then spans, then requests in id order. Only the claim skips locked rows.
+"""
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import LiteralString
+
+from reconsup.payments.request import Network, PaymentRequest, Status
+from reconsup.store.database import Database, Row, Transaction
+
+TRUST_MARGIN_SECONDS_MIN = 0.05
+DEATHS_ALONE_MAX = 3
+GHOST_SECONDS = 0.5
+
+# What makes a row worth looking at again at once, whoever holds it now (a holder's persist then fails its fence).
+TOUCHED: LiteralString = """
+  CASE WHEN r.reconcile_lease_owner IS NULL THEN LEAST(r.next_reconcile_at, now()) ELSE now() END"""
+
+# The epoch of a row that is leased to `owner`, null for any other. Said in one expression, because no index serves it:
+# PostgreSQL expects next to no rows of one owner, its statistics having been taken when few were leased, and would go
+# by the owner's index to compare each row of a batch with every other (at 5000 rows for ten seconds).
+HELD_EPOCH: LiteralString = " CASE WHEN r.reconcile_lease_owner = %(owner)s THEN r.reconcile_lease_epoch END "
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One leased request. `due_at` is what the claim wrote into `next_reconcile_at`: a touch changes it."""
+
+    request: PaymentRequest
+    epoch: int
+    due_at: datetime
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one claim granted. Past `trusted_until` (monotonic) the holder must not write or call any more."""
+
+    network: Network
+    owner: str
+    claims: tuple[Claim, ...]
+    claimed_at: float
+    trusted_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """How many leases were given back."""
+
+    requests: int
+    scans: int
+
+
+def trusted_until(sent_at: float, lease_seconds: float) -> float:
+    """When (monotonic) the holder of a lease asked for at `sent_at` stops believing in it.
+
+    It is before the database does: the grant was made after `sent_at`, and the margin is for the write to arrive.
+    """
+    return sent_at + lease_seconds - max(lease_seconds / 10, TRUST_MARGIN_SECONDS_MIN)
+
+
+async def claim(
+    database: Database, network: Network, *, owner: str, lease_seconds: float, limit: int, suspects: bool = False
+) -> Batch:
+    """Lease at most `limit` due requests of a network that has a running cursor; one statement.
+
+    `suspects`: those at which a worker died before, to be claimed alone (`limit` 1); otherwise all others.
+    """
+    sent_at = time.monotonic()
+    rows = await database.fetch(
+        _CLAIM_SUSPECT if suspects else _CLAIM,
+        {
+            "chain": network.chain,
+            "network": network.name,
+            "owner": owner,
+            "lease": lease_seconds,
+            "limit": limit,
+        },
+    )
+    claims = tuple(_claim_of(row, network) for row in rows)
+    return Batch(network, owner, claims, sent_at, trusted_until(sent_at, lease_seconds))
+
+
+async def renew(database: Database, batch: Batch, *, lease_seconds: float) -> Batch:
+    """Extend the leases of a batch, one statement; what does not come back is lost and dropped.
+
+    `next_reconcile_at` is not written: a touch that happened meanwhile must stay visible to the persist.
+    """
+    sent_at = time.monotonic()
+    rows = await database.fetch(
+        _RENEW,
+        {
+            "owner": batch.owner,
+            "ids": [claim.request.id for claim in batch.claims],
+            "epochs": [claim.epoch for claim in batch.claims],
+            "lease": lease_seconds,
+        },
+    )
+    held = {id_ for (id_,) in rows}
+    claims = tuple(claim for claim in batch.claims if claim.request.id in held)
+    return Batch(batch.network, batch.owner, claims, sent_at, trusted_until(sent_at, lease_seconds))
+
+
+async def release(database: Database, owner: str) -> Released:
+    """Give back every lease of an owner, due at once, and free its scan and span leases."""
+
+    async def work(transaction: Transaction) -> Released:
+        scans = await transaction.rows(_FREE_SCANS, {"owner": owner})
+        await transaction.send(_FREE_SPANS, {"owner": owner})
+        requests = await transaction.rows(_RELEASE, {"owner": owner})
+        return Released(len(requests), len(scans))
+
+    return await database.transact(work)
+
+
+async def release_requests(database: Database, owner: str) -> int:
+    """Give back the request leases of an owner that goes on working (an answer of the database was lost)."""
+    return len(await database.fetch(_RELEASE, {"owner": owner}))
+
+
+async def bury(
+    database: Database, *, incarnation: str, owner: str, row: str | None, is_charged: bool = True
+) -> Released:
+    """Give back the leases of a worker that is known to be dead (it was reaped).
+
+    First its connections are ended, also the idle ones: what a killed client sent last may yet be read and commit.
+    `row` is the id it was working on, if it noted one: that row, or else every row it held, counts a
+    crash, unless the worker was told to stop (`is_charged` False: the rows had no part in its death). A row at
+    which workers died alone three times is set aside and looked at no more.
+    """
+    await database.fetch(_END_GHOSTS, {"application": f"reconsup/{incarnation}", "wait": int(GHOST_SECONDS * 1000)})
+
+    async def work(transaction: Transaction) -> Released:
+        scans = await transaction.rows(_FREE_SCANS, {"owner": owner})
+        await transaction.send(_FREE_SPANS, {"owner": owner})
+        requests = await transaction.rows(
+            _BURY, {"owner": owner, "row": row, "is_charged": is_charged, "deaths_max": 1 + DEATHS_ALONE_MAX}
+        )
+        return Released(len(requests), len(scans))
+
+    return await database.transact(work)
+
+
+async def sweep(database: Database, networks: list[Network]) -> int:
+    """Make open rows that nothing would ever look at due again (somebody changed them by hand); how many."""
+    rows = await database.fetch(
+        _SWEEP,
+        {"chains": [each.chain for each in networks], "networks": [each.name for each in networks]},
+    )
+    return len(rows)
+
+
+def _claim_of(row: Row, network: Network) -> Claim:
+    """A row of `_COLUMNS` as a claim."""
+    (
+        id_,
+        status,
+        expected,
+        chain_id,
+        standard,
+        contract,
+        expires_at,
+        created_at,
+        admitted,
+        epoch,
+        due_at,
+        failures,
+    ) = row
+    request = PaymentRequest(
+        id=id_,
+        network=network.name,
+        status=Status(status),
+        expected_amount_minor=expected,
+        chain_id=chain_id,
+        token_standard=standard,
+        token_contract=contract,
+        expires_at=expires_at,
+        created_at=created_at,
+        admitted=admitted is not None,
+    )
+    return Claim(request, epoch, due_at, failures)
+
+
+# NaN is a value of numeric and no amount; a negative one is a row error, which is what such a row must become.
+# An infinite time is one of timestamptz; Python has none, so it becomes one that is very far away.
+_COLUMNS: LiteralString = """
+  r.id, r.status, CASE WHEN r.expected_amount_minor = 'NaN' THEN -1 ELSE r.expected_amount_minor END AS expected,
+  r.chain_id, r.token_standard, r.token_contract,
+  LEAST(GREATEST(r.expires_at, '1970-01-01 00:00Z'), '9000-01-01 00:00Z') AS expires_at,
+  LEAST(GREATEST(r.created_at, '1970-01-01 00:00Z'), '9000-01-01 00:00Z') AS created_at,
+  r.reconcile_admitted_height,
+  r.reconcile_lease_epoch, r.next_reconcile_at, r.reconcile_failures"""
+
+# Every condition stands inside the locking query, before LIMIT. A cursor that is unborn, or stopped, or that has no
+# block below it and read none, grants nothing; that EXISTS is uncorrelated and evaluated once.
+_CANDIDATES: LiteralString = """
+WITH candidates AS MATERIALIZED (
+  SELECT id FROM app.payment_requests
+  WHERE chain = %(chain)s AND network = %(network)s
+    AND next_reconcile_at IS NOT NULL AND next_reconcile_at <= now()
+    AND status IN ('pending', 'detected', 'confirmed', 'reorged', 'expired')
+    AND (reconcile_lease_until IS NULL OR reconcile_lease_until <= now())
+    AND EXISTS (SELECT FROM app.chain_cursors k WHERE k.chain = %(chain)s AND k.network = %(network)s
+                AND k.stop_reason IS NULL AND k.tip_time IS NOT NULL)
+    AND """
+_GRANT: LiteralString = (
+    """
+  ORDER BY next_reconcile_at, created_at, id
+  LIMIT %(limit)s
+  FOR NO KEY UPDATE SKIP LOCKED)
+UPDATE app.payment_requests r
+SET reconcile_lease_owner = %(owner)s,
+    reconcile_lease_until = now() + make_interval(secs => %(lease)s),
+    reconcile_lease_epoch = r.reconcile_lease_epoch + 1,
+    next_reconcile_at = now() + make_interval(secs => %(lease)s)
+FROM candidates c WHERE r.id = c.id
+RETURNING """
+    + _COLUMNS
+)
+_CLAIM: LiteralString = _CANDIDATES + "reconcile_crashes = 0" + _GRANT
+_CLAIM_SUSPECT: LiteralString = _CANDIDATES + "reconcile_crashes > 0" + _GRANT
+
+# What `held` has locked stays as it was read: the UPDATE goes by its ids alone.
+_RENEW: LiteralString = (
+    """
+WITH held AS MATERIALIZED (
+  SELECT r.id FROM app.payment_requests r
+  JOIN unnest(%(ids)s::text[], %(epochs)s::bigint[]) AS mine(id, epoch) ON mine.id = r.id
+  WHERE"""
+    + HELD_EPOCH
+    + """= mine.epoch
+  ORDER BY r.id FOR NO KEY UPDATE OF r)
+UPDATE app.payment_requests r
+SET reconcile_lease_until = now() + make_interval(secs => %(lease)s)
+WHERE r.id = ANY (ARRAY(SELECT id FROM held))
+RETURNING r.id
+"""
+)
+
+_FREE_SCANS: LiteralString = """
+UPDATE app.chain_cursors SET scan_lease_owner = NULL, scan_lease_until = NULL
+WHERE scan_lease_owner = %(owner)s RETURNING network
+"""
+_FREE_SPANS: LiteralString = """
+UPDATE app.chain_spans SET lease_owner = NULL, lease_until = NULL WHERE lease_owner = %(owner)s
+"""
+
+_HELD: LiteralString = """
+WITH held AS MATERIALIZED (
+  SELECT id FROM app.payment_requests WHERE reconcile_lease_owner = %(owner)s
+  ORDER BY id FOR NO KEY UPDATE)
+"""
+_RELEASE: LiteralString = (
+    _HELD
+    + """
+UPDATE app.payment_requests r
+SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL,
+    next_reconcile_at = LEAST(r.next_reconcile_at, now())
+WHERE r.id = ANY (ARRAY(SELECT id FROM held))
+RETURNING r.id
+"""
+)
+_BURY: LiteralString = (
+    _HELD
+    + """, suspected AS (
+  SELECT id, %(is_charged)s AND (%(row)s::text IS NULL OR id = %(row)s
+             OR NOT EXISTS (SELECT FROM held WHERE id = %(row)s)) AS died_here
+  FROM held)
+UPDATE app.payment_requests r
+SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL,
+    reconcile_crashes = r.reconcile_crashes + s.died_here::int,
+    next_reconcile_at = CASE WHEN r.reconcile_crashes + s.died_here::int >= %(deaths_max)s THEN NULL
+                             ELSE LEAST(r.next_reconcile_at, now()) END,
+    reconcile_error = CASE WHEN r.reconcile_crashes + s.died_here::int >= %(deaths_max)s THEN 'set_aside'
+                           ELSE r.reconcile_error END
+FROM suspected s WHERE r.id = s.id
+RETURNING r.id
+"""
+)
+_END_GHOSTS: LiteralString = """
+SELECT pg_terminate_backend(pid, %(wait)s) FROM pg_stat_activity
+WHERE application_name = %(application)s AND datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+_SWEEP: LiteralString = (
+    """
+WITH forgotten AS MATERIALIZED (
+  SELECT r.id FROM app.payment_requests r
+  JOIN unnest(%(chains)s::text[], %(networks)s::text[]) AS served(chain, network) USING (chain, network)
+  WHERE r.next_reconcile_at IS NULL AND r.status IN ('pending', 'detected', 'reorged')
+    AND r.reconcile_error IS DISTINCT FROM 'set_aside'
+  ORDER BY r.id LIMIT 10000 FOR NO KEY UPDATE OF r)
+UPDATE app.payment_requests r SET next_reconcile_at ="""
+    + TOUCHED
+    + """
+WHERE r.id = ANY (ARRAY(SELECT id FROM forgotten))
+RETURNING r.id
+"""
+)

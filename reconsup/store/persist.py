@@ -1,0 +1,278 @@
+"""Persist: the decisions of a batch, written in one transaction by one who still holds the leases.
+
+The fence of each row is its id, the status it was decided from, owner, epoch, and `next_reconcile_at` still being
+what the claim wrote. So a worker is fenced against other workers (epoch) and against the chain that moved under it
+(touch). A row whose fence does not hold is not written: if it is still ours it is handed back due in the same
+transaction, and decided again. There is no "or nobody holds it" branch: a stale worker would pass it after its
+successor released.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, LiteralString
+
+from psycopg.types.json import Jsonb
+
+from reconsup.payments.decision import Decision
+from reconsup.payments.request import Reason
+from reconsup.payments.settlement import Orphaning, Settlement
+from reconsup.store.database import Database, Row, Transaction
+from reconsup.store.leases import HELD_EPOCH, TOUCHED, Batch, Claim
+
+Refusal = Literal["lease_lost", "status_moved", "touched"]
+Against = Literal["scanned", "safe", "finalized"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A row that could not be decided: `error` goes into `reconcile_error`, the next look grows ever later."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """What became of a batch: the ids whose decision was written, and why others were not.
+
+    `history`: by id, the entries that are new: (reason, evidence_ref). A late payment is told once.
+    `is_due_again`: some of what was written is to be looked at again at once.
+    """
+
+    written: frozenset[str]
+    refused: Counter[Refusal]
+    history: Mapping[str, tuple[tuple[Reason, str | None], ...]] = field(default_factory=dict)
+    is_due_again: bool = False
+
+
+async def persist(
+    database: Database,
+    batch: Batch,
+    outcomes: Mapping[str, Decision | Failure],
+    *,
+    worker_id: str,
+    due_against: Against = "scanned",
+) -> Persisted:
+    """Write the outcome of each claim of the batch that has one; hand the others back due.
+
+    After the commit a second statement touches those of its rows whose due height was passed meanwhile
+    (`due_against` says by what: the scan, or a tag of the chain).
+    """
+    parameters = {"owner": batch.owner, "worker_id": worker_id} | _rows(batch, outcomes)
+
+    async def work(transaction: Transaction) -> Persisted:
+        written, refused = _sorted(batch, outcomes, await transaction.rows(_PERSIST, parameters))
+        entries = _entries([claim for claim in batch.claims if claim.request.id in written], outcomes)
+        history: dict[str, list[tuple[Reason, str | None]]] = {id_: [] for id_ in written}
+        if entries["of"]:
+            for id_, reason, evidence_ref in await transaction.rows(_TELL, parameters | entries):
+                history[id_].append((Reason(reason), evidence_ref))
+        if len(written) < len(batch.claims):
+            await transaction.send(_HAND_BACK, parameters)
+        return Persisted(written, refused, {id_: tuple(told) for id_, told in history.items()})
+
+    persisted = await database.transact(work)
+    looks = {id_: each.look for id_, each in outcomes.items() if isinstance(each, Decision)}
+    is_due_again = any(look.seconds == 0 and id_ in persisted.written for id_, look in looks.items())
+    if any(look.height is not None for look in looks.values()):
+        reached = await database.fetch(
+            _TOUCH_REACHED,
+            {
+                "chain": batch.network.chain,
+                "network": batch.network.name,
+                "ids": sorted(persisted.written),
+                "against": due_against,
+            },
+        )
+        is_due_again = is_due_again or bool(reached)
+    return replace(persisted, is_due_again=is_due_again)
+
+
+def _sorted(
+    batch: Batch, outcomes: Mapping[str, Decision | Failure], rows: Sequence[Row]
+) -> tuple[frozenset[str], Counter[Refusal]]:
+    """The ids that were written, and why others were not: the answer of `_PERSIST`."""
+    written = frozenset(row.id for row in rows if row.is_written)
+    fences = {row.id: row for row in rows if not row.is_written}
+    refused: Counter[Refusal] = Counter()
+    for claim in batch.claims:
+        id_ = claim.request.id
+        if id_ in written or id_ not in outcomes:
+            continue
+        if id_ not in fences or not fences[id_].is_held:
+            refused["lease_lost"] += 1
+        else:
+            refused["touched" if fences[id_].is_status else "status_moved"] += 1
+    return written, refused
+
+
+def _rows(batch: Batch, outcomes: Mapping[str, Decision | Failure]) -> dict[str, Any]:
+    """The columns of the batch, one array each. Without an outcome, a row has no status to be written."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("ids", "epochs", "due_ats", "expected", "statuses", "seconds", "heights", "errors")
+    }
+    for claim in batch.claims:
+        outcome = outcomes.get(claim.request.id)
+        decision = outcome if isinstance(outcome, Decision) else None
+        failure = outcome if isinstance(outcome, Failure) else None
+        columns["ids"].append(claim.request.id)
+        columns["epochs"].append(claim.epoch)
+        columns["due_ats"].append(claim.due_at)
+        columns["expected"].append(claim.request.status)
+        columns["statuses"].append(decision.status if decision else claim.request.status if failure else None)
+        columns["seconds"].append(decision.look.seconds if decision else None)
+        columns["heights"].append(decision.look.height if decision else None)
+        columns["errors"].append(failure.error if failure else None)
+    return columns
+
+
+def _entries(claims: list[Claim], outcomes: Mapping[str, Decision | Failure]) -> dict[str, Any]:
+    """The columns of the history entries, one array each."""
+    columns: dict[str, list[Any]] = {
+        name: []
+        for name in (
+            "of", "froms", "tos", "reasons", "refs", "amounts", "expecteds", "depths", "evidences", "proofs", "grants"
+        )
+    }  # fmt: skip
+
+    def add(claim: Claim, decision: Decision, reason: Reason, late: Settlement | None) -> None:
+        evidence = (late,) if late else decision.evidence
+        columns["of"].append(claim.request.id)
+        columns["froms"].append(claim.request.status)
+        columns["tos"].append(decision.status)
+        columns["reasons"].append(reason)
+        columns["refs"].append(late.evidence_ref if late else None)
+        columns["amounts"].append(late.amount_minor if late else decision.amount_minor)
+        columns["expecteds"].append(claim.request.expected_amount_minor)
+        columns["depths"].append(decision.confirmations)
+        columns["evidences"].append(Jsonb([_as_json(each) for each in evidence]))
+        columns["proofs"].append(Jsonb(proof_as_json(decision.proof)) if decision.proof and not late else None)
+        columns["grants"].append(claim.epoch)
+
+    for claim in claims:
+        outcome = outcomes[claim.request.id]
+        if isinstance(outcome, Decision):
+            if outcome.reason is not None:
+                add(claim, outcome, outcome.reason, None)
+            for late in outcome.late:
+                add(claim, outcome, Reason.LATE, late)
+    return columns
+
+
+def _as_json(settlement: Settlement) -> dict[str, Any]:
+    """Amounts as text: a JSON number would lose digits in most readers."""
+    return {
+        "ref": settlement.evidence_ref,
+        "amount_minor": str(settlement.amount_minor),
+        "height": settlement.height,
+        "block_hash": settlement.block_hash,
+        "canonical": settlement.is_canonical,
+    }
+
+
+def proof_as_json(proof: Orphaning) -> dict[str, Any]:
+    """A reorg proof in the form that settlements' metadata and the history share."""
+    return {
+        "height": proof.height,
+        "block_hash": proof.block_hash,
+        "new_hash": proof.new_hash,
+        "scanned_height": proof.scanned_height,
+    }
+
+
+# `locked` locks the whole batch in id order, reads the newest version of each row, and says which part of the
+# fence holds. The UPDATE repeats the fence on the row itself: that is what counts. While nobody could say whose money
+# it was, none was settled: once such a row is put right, the tail is read again for it.
+_PERSIST: LiteralString = (
+    """
+WITH locked AS MATERIALIZED (
+  SELECT r.id, d.epoch, d.due_at, d.expected_status, d.status, d.look_seconds, d.look_height, d.error,
+         r.status = d.expected_status AS is_status,
+         coalesce("""
+    + HELD_EPOCH
+    + """= d.epoch, false) AS is_held
+  FROM unnest(%(ids)s::text[], %(epochs)s::bigint[], %(due_ats)s::timestamptz[], %(expected)s::text[],
+              %(statuses)s::text[], %(seconds)s::float8[], %(heights)s::bigint[], %(errors)s::text[])
+    AS d(id, epoch, due_at, expected_status, status, look_seconds, look_height, error)
+  JOIN app.payment_requests r ON r.id = d.id
+  ORDER BY r.id FOR NO KEY UPDATE OF r
+), written AS (
+  UPDATE app.payment_requests r
+  SET status = l.status,
+      reconcile_lease_owner = NULL,
+      reconcile_lease_until = NULL,
+      next_reconcile_at = now() + CASE
+        WHEN l.error IS NULL THEN make_interval(secs => l.look_seconds)
+        ELSE make_interval(secs => least(3600, 15 * 2 ^ least(r.reconcile_failures, 12))) END,
+      reconcile_due_height = l.look_height,
+      reconcile_admitted_height = CASE
+        WHEN l.error IN ('ambiguous_address', 'chain_id_mismatch', 'token_contract_missing') THEN NULL
+        ELSE r.reconcile_admitted_height END,
+      reconcile_failures = CASE WHEN l.error IS NULL THEN 0 ELSE r.reconcile_failures + 1 END,
+      reconcile_crashes = 0,
+      reconcile_error = l.error,
+      updated_at = CASE WHEN r.status = l.status THEN r.updated_at ELSE now() END
+  FROM locked l
+  WHERE r.id = l.id
+    AND l.status IS NOT NULL
+    AND"""
+    + HELD_EPOCH
+    + """= l.epoch
+    AND r.status = l.expected_status
+    AND r.next_reconcile_at = l.due_at
+  RETURNING r.id
+)
+SELECT id, is_held, is_status, false AS is_written FROM locked
+UNION ALL
+SELECT id, true, true, true FROM written
+"""
+)
+
+_TELL: LiteralString = """
+INSERT INTO app.payment_request_transitions
+  (payment_request_id, from_status, to_status, reason, evidence_ref, amount_minor, expected_amount_minor,
+   confirmations, evidence, proof, worker_id, lease_owner, lease_epoch)
+SELECT e.id, e.from_status, e.to_status, e.reason, e.evidence_ref, e.amount_minor, e.expected_amount_minor,
+       e.confirmations, e.evidence, e.proof, %(worker_id)s, %(owner)s, e.epoch
+FROM unnest(%(of)s::text[], %(froms)s::text[], %(tos)s::text[], %(reasons)s::text[], %(refs)s::text[],
+            %(amounts)s::numeric[], %(expecteds)s::numeric[], %(depths)s::int[], %(evidences)s::jsonb[],
+            %(proofs)s::jsonb[], %(grants)s::bigint[])
+  WITH ORDINALITY AS e(id, from_status, to_status, reason, evidence_ref, amount_minor, expected_amount_minor,
+                       confirmations, evidence, proof, epoch, position)
+WHERE e.reason <> 'payment_reorged_after_finality' OR NOT EXISTS (
+  SELECT FROM app.payment_request_transitions t
+  WHERE t.payment_request_id = e.id AND t.reason = e.reason AND t.proof = e.proof)
+ORDER BY e.position
+ON CONFLICT (payment_request_id, evidence_ref) WHERE reason = 'payment_late' DO NOTHING
+RETURNING payment_request_id, reason, evidence_ref
+"""
+
+_HAND_BACK: LiteralString = (
+    """
+UPDATE app.payment_requests r
+SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL,
+    next_reconcile_at = LEAST(r.next_reconcile_at, now())
+FROM unnest(%(ids)s::text[], %(epochs)s::bigint[]) AS m(id, epoch)
+WHERE r.id = m.id AND"""
+    + HELD_EPOCH
+    + """= m.epoch
+"""
+)
+
+_TOUCH_REACHED: LiteralString = (
+    """
+WITH cursor AS (
+  SELECT CASE %(against)s WHEN 'safe' THEN safe_height WHEN 'finalized' THEN finalized_height
+         ELSE next_height - 1 END AS height
+  FROM app.chain_cursors WHERE chain = %(chain)s AND network = %(network)s
+), reached AS MATERIALIZED (
+  SELECT r.id FROM app.payment_requests r, cursor k
+  WHERE r.id = ANY(%(ids)s::text[]) AND r.reconcile_due_height <= k.height
+  ORDER BY r.id FOR NO KEY UPDATE OF r)
+UPDATE app.payment_requests r SET reconcile_due_height = NULL, next_reconcile_at ="""
+    + TOUCHED
+    + """
+WHERE r.id = ANY (ARRAY(SELECT id FROM reached))
+RETURNING r.id
+"""
+)

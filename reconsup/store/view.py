@@ -1,0 +1,168 @@
+"""The view: everything that the decisions of one batch look at, read in one statement.
+
+One statement is one snapshot: scanned height, tip, settlements and history of a batch belong together. The view is
+taken after the claim, so whatever changes later touches the row and the persist is refused.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from typing import LiteralString
+
+from reconsup.payments.decision import ChainView, Facts
+from reconsup.payments.request import Network
+from reconsup.payments.settlement import Orphaning, Settlement
+from reconsup.store.database import Database, Row
+
+BLOCK_SECONDS_UNKNOWN = 12.0
+SPACING_BLOCKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The chain and, by request id, its facts.
+
+    `disowned`: requests of which another program marked a settlement of ours as not canonical although no proof
+    says so; they are to be repaired before they are decided. `unreadable`: by id, what is wrong with a settlement that
+    says it is ours and cannot be; its request has no facts.
+    """
+
+    chain: ChainView
+    facts: dict[str, Facts]
+    disowned: tuple[str, ...]
+    unreadable: dict[str, str]
+
+
+async def read(database: Database, network: Network, ids: Iterable[str], *, expiry_confirmations: int) -> View | None:
+    """The view of some requests of a network; None while its cursor is unborn or has read no block."""
+    rows = await database.fetch(
+        _VIEW,
+        {
+            "chain": network.chain,
+            "network": network.name,
+            "ids": list(ids),
+            "expiry_confirmations": expiry_confirmations,
+            "spacing_blocks": SPACING_BLOCKS,
+        },
+    )
+    if not rows:
+        return None
+    facts: dict[str, Facts] = {}
+    disowned: list[str] = []
+    unreadable: dict[str, str] = {}
+    for id_, group in groupby(rows, key=lambda row: str(row.id)):
+        of_request = list(group)
+        try:
+            facts[id_] = _facts(of_request)
+        except (KeyError, TypeError, ValueError) as error:  # metadata is everybody's to write
+            unreadable[id_] = f"settlement metadata: {type(error).__name__}: {error}"
+            continue
+        if any(_is_disowned(row) for row in of_request):
+            disowned.append(id_)
+    return View(_chain_view(rows[0]), facts, tuple(disowned), unreadable)
+
+
+def _chain_view(row: Row) -> ChainView:
+    return ChainView(
+        chain_id=row.cursor_chain_id,
+        scanned_height=row.scanned_height,
+        tip_time=row.tip_time,
+        tip_age_seconds=row.tip_age_seconds,
+        block_seconds=BLOCK_SECONDS_UNKNOWN if row.block_seconds is None else row.block_seconds,
+        expiry_time=row.expiry_time,
+        safe_height=row.safe_height,
+        finalized_height=row.finalized_height,
+    )
+
+
+def _facts(rows: list[Row]) -> Facts:
+    first = rows[0]
+    return Facts(
+        settlements=tuple(_settlement(row) for row in rows if row.evidence_ref is not None),
+        shares_address=first.shares_address,
+        was_confirmed=first.was_confirmed,
+        confirmed_age_seconds=first.confirmed_age_seconds,
+        expired_transactions=frozenset(
+            entry["ref"].partition(":")[0] for entry in first.expired_evidence or () if entry["canonical"]
+        ),
+    )
+
+
+def _settlement(row: Row) -> Settlement:
+    return Settlement(
+        evidence_ref=row.evidence_ref,
+        amount_minor=row.amount_minor,
+        height=row.block_height,
+        block_hash=row.block_hash,
+        first_block_time=datetime.fromisoformat(row.first_block_time),
+        orphaning=_orphaning(row),
+    )
+
+
+def _orphaning(row: Row) -> Orphaning | None:
+    """The proof that took the settlement back; None where none names its very block.
+
+    Whatever the flag says: it is everybody's to write, and mining the same block again removes the proof.
+    """
+    proof = row.reorg
+    if proof is None or proof["block_hash"] != row.block_hash:
+        return None
+    return Orphaning(
+        height=proof["height"],
+        block_hash=proof["block_hash"],
+        new_hash=proof["new_hash"],
+        scanned_height=proof["scanned_height"],
+    )
+
+
+def _is_disowned(row: Row) -> bool:
+    return row.evidence_ref is not None and not row.is_canonical and _orphaning(row) is None
+
+
+_VIEW: LiteralString = """
+WITH cursor AS MATERIALIZED (
+  SELECT k.chain_id, k.next_height - 1 AS scanned_height, k.tip_time, k.safe_height, k.finalized_height,
+         extract(epoch FROM now() - k.tip_time)::float8 AS tip_age_seconds,
+         (SELECT b.block_time FROM app.chain_blocks b
+          WHERE b.chain = k.chain AND b.network = k.network
+            AND b.height = k.next_height - %(expiry_confirmations)s) AS expiry_time,
+         (SELECT extract(epoch FROM k.tip_time - b.block_time)::float8 / (k.next_height - 1 - b.height)
+          FROM app.chain_blocks b
+          WHERE b.chain = k.chain AND b.network = k.network
+            AND b.height BETWEEN k.next_height - 1 - %(spacing_blocks)s AND k.next_height - 2
+          ORDER BY b.height LIMIT 1) AS block_seconds
+  FROM app.chain_cursors k
+  WHERE k.chain = %(chain)s AND k.network = %(network)s AND k.tip_time IS NOT NULL
+)
+SELECT r.id, k.chain_id AS cursor_chain_id, k.scanned_height, k.tip_time, k.tip_age_seconds, k.block_seconds,
+       k.expiry_time, k.safe_height, k.finalized_height,
+       EXISTS (
+         SELECT FROM app.payment_requests o
+         WHERE o.chain = r.chain AND o.network = r.network AND o.chain_id IS NOT DISTINCT FROM r.chain_id
+           AND lower(o.address_canonical) = lower(r.address_canonical)
+           AND lower(coalesce(o.token_contract, '')) = lower(coalesce(r.token_contract, ''))
+           AND o.id <> r.id
+         OFFSET 0) AS shares_address,
+       EXISTS (
+         SELECT FROM app.payment_request_transitions t
+         WHERE t.payment_request_id = r.id AND 'confirmed' IN (t.from_status, t.to_status)
+         OFFSET 0) AS was_confirmed,
+       CASE WHEN r.status = 'confirmed' THEN (
+         SELECT extract(epoch FROM now() - max(t.created_at))::float8 FROM app.payment_request_transitions t
+         WHERE t.payment_request_id = r.id AND t.to_status = 'confirmed' AND t.from_status <> 'confirmed'
+       ) END AS confirmed_age_seconds,
+       CASE WHEN r.status = 'expired' THEN (
+         SELECT t.evidence FROM app.payment_request_transitions t
+         WHERE t.payment_request_id = r.id AND t.to_status = 'expired' AND t.from_status <> 'expired'
+         ORDER BY t.id DESC LIMIT 1) END AS expired_evidence,
+       s.evidence_ref, s.amount_minor, s.block_height, s.block_hash, s.is_canonical,
+       s.metadata ->> 'first_block_time' AS first_block_time, s.metadata -> 'reorg' AS reorg
+FROM unnest(%(ids)s::text[]) AS wanted(id)
+JOIN app.payment_requests r ON r.id = wanted.id
+CROSS JOIN cursor k
+LEFT JOIN app.payment_request_settlements s
+  ON s.payment_request_id = r.id AND s.metadata ? 'first_block_time'
+  AND s.block_hash IS NOT NULL AND s.block_height IS NOT NULL
+ORDER BY r.id, s.block_height, s.evidence_ref
+"""
