@@ -1,0 +1,189 @@
+"""The monitor process: /metrics, /healthz, /readyz and /status; beside it the janitor and the watch.
+
+One process a host, forked by the supervisor like a worker, so that nothing here can break the supervisor: a hanging
+client, a database that is away, a port that is taken cost at most these four pages. It stops last: on TERM it
+first gives back what the dead left. Requests never ask the database: they are told what the watch knows.
+"""
+
+import asyncio
+import errno
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aiohttp import web
+
+from reconsup import logs
+from reconsup.fleet.posix import Scoreboard, Seat, WorkerState
+from reconsup.monitor import metrics, status, watch
+from reconsup.monitor.janitor import FAREWELL_SECONDS, Janitor
+from reconsup.monitor.status import Fleet, Known
+from reconsup.payments.request import ETHEREUM, Network
+from reconsup.settings import Settings
+from reconsup.store.backlog import Host
+from reconsup.store.database import Database
+
+IDENTIFIER = "monitor"
+RETRY_PORT_SECONDS = 5.0
+GOODBYE_SECONDS = 0.8
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+log = logs.get_logger()
+
+
+def run(seat: Seat, settings: Settings) -> int:
+    """The body of the monitor process; its exit code. Only a bug ends it before the supervisor says so."""
+    logs.configure(settings.log_format, worker_id=seat.worker_id)
+    metrics.open(seat.metrics_directory, IDENTIFIER)
+    asyncio.run(_run(seat, settings))
+    return 0
+
+
+async def _run(seat: Seat, settings: Settings) -> None:
+    networks = [Network(ETHEREUM, name) for name in settings.networks]
+    known = Known(settings.networks, watch.fresh_seconds(settings.poll_interval_seconds))
+    bell, stopping = asyncio.Event(), asyncio.Event()
+    _hear(seat, bell, stopping)
+    async with (
+        # two, so that a death never waits for a count of rows
+        _database(seat, settings, settings.lease_seconds) as for_janitor,
+        _database(seat, settings, watch.WAIT_SECONDS) as for_watch,
+        asyncio.TaskGroup() as tasks,
+    ):
+        janitor = Janitor(seat, for_janitor, networks)
+        seconds = watch.poll_seconds(settings.poll_interval_seconds)
+        look = watch.Watch(for_watch, networks, host_of(seat.scoreboard), known, seconds=seconds)
+        loops = [tasks.create_task(janitor.run(bell)), tasks.create_task(look.run())]
+        if settings.metrics_address is not None:
+            app = application(lambda: fleet_of(seat.scoreboard), known, seat.metrics_directory)
+            loops.append(tasks.create_task(serve(app, *settings.metrics_address)))
+        seat.cell.set_state(WorkerState.READY)
+        log.info("monitor_started")
+        await stopping.wait()
+        for loop in loops:
+            loop.cancel()
+        _, unfinished = await asyncio.wait(loops, timeout=GOODBYE_SECONDS)
+        if not unfinished:  # else the database hangs: there is nothing to be had from it
+            await janitor.farewell()
+    log.info("monitor_stopped")
+
+
+def _database(seat: Seat, settings: Settings, lease_seconds: float) -> Database:
+    name = f"reconsup/{seat.incarnation}"
+    return Database(settings.database_url, application_name=name, lease_seconds=lease_seconds)
+
+
+def host_of(scoreboard: Scoreboard) -> Host:
+    """This host, as it announces itself to the others."""
+    supervisor = scoreboard.supervisor()
+    boot_id = None
+    with suppress(OSError):
+        boot_id = BOOT_ID.read_text(encoding="ascii").strip() or None
+    return Host(
+        base=scoreboard.base,
+        boot_id=boot_id,
+        pid=supervisor.pid,
+        version=supervisor.version,
+        slots=supervisor.slots,
+        started_at=datetime.fromtimestamp(supervisor.started_at, UTC),
+    )
+
+
+def fleet_of(scoreboard: Scoreboard) -> Fleet:
+    """The scoreboard at this moment."""
+    supervisor = scoreboard.supervisor()
+    return Fleet(
+        pid=supervisor.pid,
+        state=supervisor.phase,
+        version=supervisor.version,
+        started_at=datetime.fromtimestamp(supervisor.started_at, UTC),
+        workers=tuple(scoreboard.read(slot) for slot in scoreboard.slots()),
+    )
+
+
+def application(read_fleet: Callable[[], Fleet], known: Known, metrics_directory: Path) -> web.Application:
+    """The four pages. `read_fleet` reads the scoreboard as it is at that moment."""
+
+    async def metrics_page(_: web.Request) -> web.Response:
+        page = metrics.render(metrics_directory, status.readings(read_fleet(), known, time.monotonic()))
+        return web.Response(body=page, headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def health(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")  # whoever answers has a supervisor: without one this process is gone
+
+    async def readiness(_: web.Request) -> web.Response:
+        reason = status.readiness(read_fleet(), known, time.monotonic())
+        return web.Response(text="ready\n") if reason is None else web.Response(text=f"{reason}\n", status=503)
+
+    async def status_page(_: web.Request) -> web.Response:
+        return web.json_response(status.status(read_fleet(), known, time.monotonic()))
+
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get("/metrics", metrics_page),
+            web.get("/healthz", health),
+            web.get("/readyz", readiness),
+            web.get("/status", status_page),
+        ]
+    )
+    return app
+
+
+async def serve(app: web.Application, host: str, port: int) -> None:
+    """Listen until cancelled. A port that cannot be had is asked for again and again: nothing else waits for it."""
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=GOODBYE_SECONDS / 2)
+    await runner.setup()
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    is_told = False
+    try:
+        while (error := await _refusal(web.TCPSite(runner, host, port))) is not None:
+            if not is_told:
+                log.warning("not_listening", address=address, error=str(error), todo=_advice(error))
+            is_told = True
+            await asyncio.sleep(RETRY_PORT_SECONDS)
+        log.info("listening", address=address)
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+
+
+async def _refusal(site: web.TCPSite) -> OSError | None:
+    """Start to listen; None, or why it cannot be."""
+    try:
+        await site.start()
+    except OSError as error:
+        await site.stop()
+        return error
+    return None
+
+
+def _advice(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "another program listens there: give this one another --metrics-address (empty: none)"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "a port below 1024 needs privileges: choose one above"
+    return "this is not an address of this machine: choose another --metrics-address"
+
+
+def _hear(seat: Seat, bell: asyncio.Event, stopping: asyncio.Event) -> None:
+    """TERM and the supervisor's death stop this process; a ring wakes the janitor."""
+    loop = asyncio.get_running_loop()
+    listener = seat.bell.listen()
+
+    def rung() -> None:
+        listener.drain()
+        bell.set()
+
+    def orphaned() -> None:
+        loop.remove_reader(seat.lifeline_fd)
+        log.error("supervisor_died")
+        seat.end_within(FAREWELL_SECONDS + 2 * GOODBYE_SECONDS)
+        stopping.set()
+
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    loop.add_reader(listener.fileno(), rung)
+    loop.add_reader(seat.lifeline_fd, orphaned)

@@ -1,0 +1,105 @@
+"""Asks the database how things are, and says that this host is alive.
+
+At every poll: the backlog, the scans, the host's row, each one cheap statement. A count of all rows by status reads
+the whole table: it gets a small share of the time (every few seconds on a small table, every minutes on a large
+one) and gives up after a few seconds. While the database is away nothing is shown as known, and it is asked again
+soon: readiness must come back with it.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from reconsup import logs, redact
+from reconsup.monitor.status import Known
+from reconsup.payments.request import Network
+from reconsup.store import backlog
+from reconsup.store.database import Database
+from reconsup.store.errors import SchemaBehind, StoreUnavailable
+
+POLL_SECONDS_MAX = 5.0
+RETRY_SECONDS = 1.0
+CENSUS_SHARE = 50  # a census that took a second is made every 50 s
+CENSUS_PAUSE_SECONDS_MAX = 3600.0
+FRESH_POLLS = 3
+WAIT_SECONDS = 15.0  # for the Database: a third of it bounds a statement
+
+log = logs.get_logger()
+
+
+def poll_seconds(poll_interval_seconds: float) -> float:
+    """How often to ask, given how often an idle worker looks: often enough for somebody who watches."""
+    return min(poll_interval_seconds, POLL_SECONDS_MAX)
+
+
+def fresh_seconds(poll_interval_seconds: float) -> float:
+    """For how long an answer counts as known."""
+    return FRESH_POLLS * poll_seconds(poll_interval_seconds) + WAIT_SECONDS / 3
+
+
+class Watch:
+    """The loop that keeps `known` up to date. `database` is its own."""
+
+    def __init__(
+        self, database: Database, networks: Sequence[Network], host: backlog.Host, known: Known, *, seconds: float
+    ) -> None:
+        self._database = database
+        self._networks = networks
+        self._host = host
+        self._known = known
+        self._seconds = seconds
+        self._census_at = 0.0
+        self._census_failures = 0
+        self._rival: int | None = None
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        while True:
+            pause = await self.look()
+            await asyncio.sleep(pause)
+
+    async def look(self) -> float:
+        """Ask once; after how many seconds to ask again."""
+        try:
+            reading = await backlog.read(self._database, self._networks)
+            rival = await backlog.announce(self._database, self._host, fresh_seconds=self._known.fresh_seconds)
+        except (StoreUnavailable, SchemaBehind) as error:
+            self._fail(error)
+            return min(RETRY_SECONDS, self._seconds)
+        self._succeed(reading, rival)
+        if time.monotonic() >= self._census_at:
+            await self._take_census()
+        return self._seconds
+
+    def _fail(self, error: Exception) -> None:
+        if self._known.problem is None:
+            log.warning("database_away", waiting="status and metrics", error=str(error))
+        self._known.problem = redact.text(str(error))
+
+    def _succeed(self, reading: backlog.Backlog, rival: int | None) -> None:
+        self._known.backlog, self._known.backlog_at = reading, time.monotonic()
+        self._known.problem = None
+        if rival is not None and rival != self._rival:
+            log.warning(
+                "worker_id_shared",
+                base=self._host.base,
+                pid_of_the_other=rival,
+                todo="another supervisor uses this worker id: give each its own --worker-id",
+            )
+        self._rival = rival
+
+    async def _take_census(self) -> None:
+        started_at = time.monotonic()
+        try:
+            self._known.census = await backlog.census(self._database, self._networks)
+        except (StoreUnavailable, SchemaBehind) as error:
+            # the table is too large for the time it may take, or the database just went: not soon again
+            self._census_failures += 1
+            pause = CENSUS_SHARE * backlog.CENSUS_SECONDS_MAX * 2.0 ** min(self._census_failures - 1, 10)
+            pause = min(pause, CENSUS_PAUSE_SECONDS_MAX)
+            log.info("requests_not_counted", error=str(error), again_seconds=pause)
+        else:
+            self._census_failures = 0
+            self._known.census_at = time.monotonic()
+            pause = max(self._seconds, CENSUS_SHARE * (self._known.census_at - started_at))
+        self._census_at = time.monotonic() + pause

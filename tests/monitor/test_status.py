@@ -1,0 +1,155 @@
+"""What is told of what is known: the contract's fields, and nothing that is too old."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from reconsup.fleet.scoreboard import CellView
+from reconsup.fleet.slot import Cause, WorkerState
+from reconsup.monitor import metrics, status
+from reconsup.monitor.status import Fleet, Known
+from reconsup.payments.request import Network
+from reconsup.store.backlog import Backlog, Census, NetworkState
+
+NOW = 1000.0
+
+
+def cell(slot: int, **fields: Any) -> CellView:
+    return CellView(
+        **{
+            "slot": slot,
+            "worker_id": f"host-{slot}",
+            "incarnation": f"{slot:016x}",
+            "pid": 100 + slot,
+            "state": WorkerState.READY,
+            "restarts": 0,
+            "causes": dict.fromkeys(Cause, 0),
+            "started": 10.0,
+            "ready_at": 10.5,
+            "beat": 999.0,
+            "leases": 3,
+            "row": None,
+            "last_cycle": 1_700_000_000.0,
+            "trusted_until": None,
+            **fields,
+        }
+    )
+
+
+GONE = cell(
+    1,
+    incarnation=None,
+    pid=None,
+    state=WorkerState.BACKOFF,
+    restarts=2,
+    causes={Cause.SIGNAL: 2, Cause.CRASH: 0},
+    started=20.0,
+    ready_at=None,
+    leases=0,
+    last_cycle=None,
+)
+FLEET = Fleet(7, "running", "0.1.0", datetime(2026, 1, 2, tzinfo=UTC), (cell(0), GONE))
+LOCAL = NetworkState(Network("ethereum", "local"), 105, 100, 4.00049, "host-0#ab", None)
+STOPPED = NetworkState(Network("ethereum", "stopped"), 9, 8, 1.0, None, "fork below finality")
+UNBORN = NetworkState(Network("ethereum", "unborn"))
+
+
+def known(**fields: Any) -> Known:
+    return Known(
+        **{
+            "networks": ("local", "stopped", "unborn"),
+            "fresh_seconds": 20.0,
+            "backlog": Backlog(4, 2.5, (LOCAL, STOPPED, UNBORN)),
+            "backlog_at": NOW - 1,
+            "census": Census({"pending": 4}, 2, {"set_aside": 1}),
+            "census_at": NOW - 30,
+            "problem": None,
+            **fields,
+        }
+    )
+
+
+def test_status_is_the_contract() -> None:
+    told: Any = status.status(FLEET, known(), NOW)
+
+    assert told["supervisor"] == {
+        "pid": 7,
+        "state": "running",
+        "version": "0.1.0",
+        "started_at": "2026-01-02T00:00:00+00:00",
+    }
+    assert told["workers"] == [
+        {
+            "slot": 0,
+            "worker_id": "host-0",
+            "incarnation": "0000000000000000",
+            "pid": 100,
+            "state": "ready",
+            "restarts": 0,
+            "leases": 3,
+            "last_cycle": "2023-11-14T22:13:20+00:00",
+        },
+        {
+            "slot": 1,
+            "worker_id": "host-1",
+            "incarnation": None,
+            "pid": None,
+            "state": "backoff",
+            "restarts": 2,
+            "leases": 0,
+            "last_cycle": None,
+        },
+    ]
+    assert {"due": 4, "oldest_due_seconds": 2.5, "by_status": {"pending": 4}}.items() <= told["backlog"].items()
+    assert told["networks"]["local"] == {
+        "head": 105,
+        "scanned": 100,
+        "lag_seconds": 4.0,
+        "holder": "host-0#ab",
+        "stop_reason": None,
+    }
+    assert told["networks"]["unborn"]["scanned"] is None
+
+
+@pytest.mark.parametrize("stale", [{"backlog_at": NOW - 21}, {"backlog": None}])
+def test_what_is_too_old_is_not_known_but_every_field_is_there(stale: dict[str, Any]) -> None:
+    """Seen to fail when the age of the reading is not looked at."""
+    fresh: Any = status.status(FLEET, known(), NOW)
+    told: Any = status.status(FLEET, known(**stale), NOW)
+
+    assert set(told["backlog"].values()) == {None}
+    assert all(set(network.values()) == {None} for network in told["networks"].values())
+    for part in ("backlog", "networks", "supervisor"):
+        assert set(told[part]) == set(fresh[part])
+    names = set(status.readings(FLEET, known(**stale), NOW))
+    assert not [name for name in names if name.startswith(("reconsup_chain", "reconsup_due", "reconsup_row"))]
+
+
+@pytest.mark.parametrize(
+    ("fleet", "state", "reason"),
+    [
+        (FLEET, known(), None),
+        (FLEET, known(problem="connection refused"), "database: connection refused"),
+        (FLEET, known(backlog_at=NOW - 21), "database: it has not answered for 20 s"),
+        (Fleet(7, "running", "1", FLEET.started_at, (GONE,)), known(), "no worker is ready: slot 1 is backoff"),
+        (Fleet(7, "probing", "1", FLEET.started_at, ()), known(), "no worker is ready: there is none"),
+    ],
+)
+def test_ready_is_a_ready_worker_and_a_database_that_answers(fleet: Fleet, state: Known, reason: str | None) -> None:
+    assert status.readiness(fleet, state, NOW) == reason
+
+
+def test_readings_are_lines_of_the_table_with_their_labels() -> None:
+    found = status.readings(FLEET, known(), NOW)
+    lines = {line.name: line for line in metrics.READ}
+
+    assert set(found) == set(lines)
+    assert all(len(labels) == len(lines[name].labels) for name, values in found.items() for labels in values)
+    assert found["reconsup_workers"]["ready",] == 1
+    assert found["reconsup_workers"]["parked",] == 0
+    assert found["reconsup_worker_restarts_total"] == {("1", "signal"): 2}
+    assert found["reconsup_worker_ready_seconds"] == {(): 0.5}
+    assert found["reconsup_chain_head"] == {("local",): 105, ("stopped",): 9}
+    assert found["reconsup_chain_stopped"] == {("local",): 0, ("stopped",): 1, ("unborn",): 0}
+    assert found["reconsup_row_errors"] == {("set_aside",): 1}

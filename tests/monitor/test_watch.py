@@ -1,0 +1,106 @@
+"""How often the database is asked, and what becomes known of its answers."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+import pytest
+
+from reconsup.monitor import watch
+from reconsup.monitor.status import Known
+from reconsup.monitor.watch import Watch
+from reconsup.payments.request import Network
+from reconsup.store import backlog
+from reconsup.store.backlog import Host
+from reconsup.store.database import Database
+from tests.support.postgres import Database as Fresh
+from tests.support.postgres import insert_request
+
+pytestmark = pytest.mark.service
+
+HOST = Host("host", "b1", 10, "1", 4, datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def look(url: str, known: Known, work: Callable[[Watch], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with Database(url, application_name="reconsup/watch", lease_seconds=watch.WAIT_SECONDS) as connected:
+            await work(Watch(connected, [Network("ethereum", "local")], HOST, known, seconds=0.5))
+
+    asyncio.run(run())
+
+
+async def once(each: Watch) -> None:
+    await each.look()
+
+
+def test_a_look_makes_known_how_things_are_and_that_we_are_alive(database: Fresh) -> None:
+    known = Known(("local",), 20)
+    with database.connect() as connection:
+        insert_request(connection)
+
+    look(database.url, known, once)
+
+    assert known.problem is None
+    assert known.fresh_backlog(time.monotonic()) is not None
+    assert known.census is not None
+    assert known.census.by_status == {"pending": 1}
+    assert database.fetch("SELECT base, slots FROM app.reconsup_hosts") == [("host", 4)]
+
+
+def test_an_outage_is_told_at_once_and_without_secrets(database: Fresh) -> None:
+    known = Known(("local",), 20)
+    look(database.url, known, once)
+
+    look("postgresql://u:s3cr3t@127.0.0.1:1/x", known, once)
+
+    assert known.problem is not None
+    assert "s3cr3t" not in known.problem
+
+
+def test_a_schema_that_is_behind_is_told(empty_database: Fresh) -> None:
+    known = Known(("local",), 20)
+
+    look(empty_database.url, known, once)
+
+    assert known.problem is not None
+    assert "reconsup migrate" in known.problem
+
+
+def test_all_rows_are_counted_for_a_small_share_of_the_time(database: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail when a census is taken at every look."""
+    known = Known(("local",), 20)
+    monkeypatch.setattr(watch, "CENSUS_SHARE", 100_000)
+    taken = []
+
+    async def work(each: Watch) -> None:
+        for _ in range(3):
+            await each.look()
+            taken.append(known.census_at)
+
+    look(database.url, known, work)
+
+    assert len(set(taken)) == 1
+
+
+def test_a_table_that_is_too_large_to_be_counted_spoils_nothing_else(
+    database: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "_CENSUS", "SELECT pg_sleep(5)")
+    monkeypatch.setattr(backlog, "CENSUS_SECONDS_MAX", 0.1)
+    known = Known(("local",), 20)
+    pauses = []
+
+    async def work(each: Watch) -> None:
+        pauses.extend([await each.look(), await each.look()])
+
+    look(database.url, known, work)
+
+    assert (known.problem, known.census) == (None, None)
+    assert pauses == [0.5, 0.5]
+
+
+def test_somebody_who_watches_sees_movement_and_a_late_answer_is_no_alarm() -> None:
+    assert [watch.poll_seconds(each) for each in (0.1, 15)] == [0.1, 5]
+    assert watch.fresh_seconds(15) == 20
+    assert watch.fresh_seconds(0.1) > backlog.CENSUS_SECONDS_MAX
