@@ -1,0 +1,116 @@
+"""`reconsup check`: everything that `run` will need, tried once, a line each: ok, or what to do.
+
+It exits with the code that `run` would give, or 76 if only an endpoint fails. It writes nothing anywhere.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+import psycopg
+
+from reconsup.chain.errors import ChainInconsistent, ChainUnavailable
+from reconsup.chain.evm import EvmChain
+from reconsup.chain.rpc import Endpoint
+from reconsup.payments.request import ETHEREUM, Network
+from reconsup.settings import Settings, shown_database_url
+from reconsup.store import cursor as cursors
+from reconsup.store.database import Database
+from reconsup.store.errors import StoreUnavailable
+from reconsup.store.revision import fetch_state
+from reconsup.store.twins import fetch_case_twins
+
+EXIT_OK = 0
+EXIT_UNAVAILABLE = 69
+EXIT_ENDPOINT = 76
+
+Say = Callable[[str], None]
+
+
+def run(settings: Settings, say: Say) -> int:
+    """Check database, schema and endpoints; the exit code."""
+    return asyncio.run(_check(settings, say))
+
+
+async def _check(settings: Settings, say: Say) -> int:
+    say("ok    settings: " + ", ".join(f"{name}={value}" for name, value in _notable(settings).items()))
+    for warning in settings.warnings:
+        say(f"note  {warning}")
+    async with Database(
+        settings.database_url, application_name="reconsup/check", lease_seconds=settings.lease_seconds
+    ) as database:
+        is_ready = await _check_database(settings, database, say)
+        endpoints = [await _check_network(settings, database, name, is_ready, say) for name in settings.networks]
+    say("note  blocks count as unproven: this version checks their structure, not their roots")
+    say("note  the balance audit is off: money that leaves no transaction to the address and no log is not seen")
+    if not is_ready:
+        return EXIT_UNAVAILABLE
+    return EXIT_OK if all(endpoints) else EXIT_ENDPOINT
+
+
+def _notable(settings: Settings) -> dict[str, object]:
+    return {
+        "workers": settings.workers,
+        "worker id": f"{settings.worker_base}-0…",
+        "networks": "/".join(settings.networks) or "none",
+    }
+
+
+async def _check_database(settings: Settings, database: Database, say: Say) -> bool:
+    where = shown_database_url(settings.database_url)
+    try:
+        ((version,),) = await database.fetch("SELECT current_setting('server_version')")
+        say(f"ok    database: PostgreSQL {version} at {where}")
+        state = await fetch_state(database)
+    except StoreUnavailable as error:
+        say(f"FAIL  database: {where}: {error}: start it, or correct DATABASE_URL")
+        return False
+    say(f"{'ok  ' if state.is_ready else 'FAIL'}  schema: {state.sentence()}")
+    if state.is_ready:
+        for twins in await _twins(settings.database_url):
+            say(f"note  {twins}: neither will be settled until one of them is changed")
+    return state.is_ready
+
+
+async def _twins(url: str) -> list[str]:
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        return [twins.sentence() for twins in await fetch_case_twins(connection)]
+
+
+async def _check_network(settings: Settings, database: Database, name: str, is_ready: bool, say: Say) -> bool:
+    urls = settings.rpc_urls[name]
+    async with Endpoint(name, urls, settings.rpc_timeout_seconds) as endpoint:
+        chain = EvmChain(endpoint)
+        try:
+            identity = await chain.identity()
+            head = await chain.head()
+            await chain.blocks(head.latest.height, head.latest.height)
+        except (ChainUnavailable, ChainInconsistent) as error:
+            say(f"FAIL  endpoint {error}")
+            return False
+        tags = [tag for tag, header in (("safe", head.safe), ("finalized", head.finalized)) if header]
+        say(
+            f"ok    endpoint {name}: {endpoint.name}: chain id {identity.chain_id}, head {head.latest.height}, "
+            f"tags: {', '.join(tags) or 'none'}, "
+            + ("block receipts" if chain.supports_block_receipts else "no eth_getBlockReceipts: receipts one by one")
+        )
+        if len(urls) > 1:
+            say(f"note  endpoint {name}: {len(urls)} URLs are given, this version uses the first only")
+        depth = settings.confirmation_depth(name)
+        if isinstance(depth, str) and depth not in tags:
+            say(f"FAIL  endpoint {name}: the policy is '{depth}', but the endpoint has no such tag: give a depth")
+            return False
+        if not is_ready:
+            return True
+        with suppress(StoreUnavailable):
+            cursor = await cursors.read(database, Network(ETHEREUM, name))
+            if cursor and (cursor.chain_id, cursor.genesis_hash) != (identity.chain_id, identity.genesis_hash):
+                say(
+                    f"FAIL  endpoint {name}: it shows chain id {identity.chain_id}, but this database was read from "
+                    f"chain id {cursor.chain_id}: correct PAYMENT_REQUEST_EVM_RPC_URLS_JSON"
+                )
+                return False
+            if cursor and cursor.stop_reason:
+                say(f"FAIL  network {name} is stopped: {cursor.stop_reason}")
+                return False
+    return True

@@ -1,0 +1,218 @@
+"""The commands, their flags and exit codes; the only place where the rooms are wired together.
+
+Answers go to stdout, everything else to stderr. An operating error is one sentence that says what to do, never a
+traceback.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import reconsup
+from reconsup import logs
+from reconsup.settings import (
+    SETTINGS,
+    ConfigErrors,
+    Settings,
+    load_database_url,
+    load_from_process,
+)
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 64
+EXIT_UNAVAILABLE = 69
+EXIT_CONFIG = 78
+
+EMBEDDED = "embedded:"
+MEMORY_FOLDER = "/dev/shm"  # noqa: S108 - a folder of ours is made in it
+PROBE_SLACK_SECONDS = 10.0  # the probe ends by itself at the start deadline; this bounds one that hangs
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = _parser().parse_args(_with_default_command(given))
+    try:
+        sys.exit(parsed.command(parsed))
+    except ConfigErrors as errors:
+        for error in errors.errors:
+            print(error, file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a wrong command line is exit code 64."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
+
+
+def _with_default_command(arguments: list[str]) -> list[str]:
+    """`reconsup --workers 4` means `reconsup run --workers 4`."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
+        return ["run", *arguments]
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="reconsup", description=reconsup.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"reconsup {reconsup.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    run = _add(commands, "run", _run, "the supervisor and its workers (the default command)")
+    _add_settings(run)
+    migrate = _add(commands, "migrate", _migrate, "bring the database's schema up or down")
+    migrate.add_argument("action", nargs="?", default="upgrade", choices=("upgrade", "downgrade", "current"))
+    migrate.add_argument("revision", nargs="?", help="default: head (downgrade needs one: a name, -1, or base)")
+    migrate.add_argument("--database-url", dest="DATABASE_URL", metavar="URL")
+    migrate.add_argument("--env-file", type=Path, metavar="PATH")
+    check = _add(commands, "check", _check, "try settings, database, schema and endpoints, a line each")
+    _add_settings(check)
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[_Parser]",
+    name: str,
+    command: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--env-file", type=Path, metavar="PATH", help="settings as NAME=value lines; they win over the environment"
+    )
+    for setting in SETTINGS:
+        default = f" (default: {setting.default})" if setting.default else ""
+        text = f"{setting.rule}{default}; {setting.name}".replace("%", "%%")
+        parser.add_argument(setting.flag, dest=setting.name, metavar="VALUE", help=text)
+
+
+def _flags(parsed: argparse.Namespace) -> dict[str, str]:
+    names = {setting.name for setting in SETTINGS}
+    return {name: value for name, value in vars(parsed).items() if name in names and value is not None}
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    settings = load_from_process(_flags(parsed), parsed.env_file)
+    logs.configure(settings.log_format)
+    log = logs.get_logger()
+    for warning in (*settings.warnings, *_unused_urls(settings)):
+        log.warning("settings", warning=warning)
+    with ExitStack() as stack:
+        with_database = _with_database(settings, stack)
+        return EXIT_UNAVAILABLE if with_database is None else _supervise(with_database, stack)
+
+
+def _supervise(settings: Settings, stack: ExitStack) -> int:
+    """Import everything heavy once, then fork: a new worker is ready in milliseconds and costs a few megabytes."""
+    from reconsup.fleet import supervisor
+    from reconsup.fleet.plan import Limits
+    from reconsup.monitor import http, metrics
+    from reconsup.worker import probe, process
+
+    directory = stack.enter_context(metrics.folder(_memory_folder()))
+    return supervisor.run(
+        supervisor.Roles(
+            worker=lambda seat: process.run(seat, settings),
+            monitor=lambda seat: http.run(seat, settings),
+            probe=lambda seat: probe.run(seat, settings),
+        ),
+        supervisor.Options(
+            base=settings.worker_base,
+            workers=settings.workers,
+            version=reconsup.__version__,
+            metrics_directory=directory,
+            limits=Limits(
+                drain_seconds=settings.drain_seconds, start_seconds=settings.start_seconds + PROBE_SLACK_SECONDS
+            ),
+        ),
+    )
+
+
+def _memory_folder() -> Path:
+    """Where the metrics' files live: in memory where the system has such a folder, else where temporary files go."""
+    return Path(MEMORY_FOLDER if os.access(MEMORY_FOLDER, os.W_OK) else tempfile.gettempdir())
+
+
+def _unused_urls(settings: Settings) -> list[str]:
+    return [
+        f"{name}: {len(urls)} URLs are given, this version uses the first only"
+        for name, urls in settings.rpc_urls.items()
+        if len(urls) > 1
+    ]
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    settings = load_from_process(_flags(parsed), parsed.env_file)
+    from reconsup import check
+
+    with ExitStack() as stack:
+        with_database = _with_database(settings, stack)
+        return EXIT_UNAVAILABLE if with_database is None else check.run(with_database, print)
+
+
+def _with_database(settings: Settings, stack: ExitStack) -> Settings | None:
+    """The settings with a URL that a client can use: an embedded PostgreSQL is started and ends with us."""
+    url = _started(settings.database_url, stack)
+    return None if url is None else replace(settings, database_url=url)
+
+
+def _started(url: str, stack: ExitStack) -> str | None:
+    if not url.startswith(EMBEDDED):
+        return url
+    from reconsup.store import embedded
+
+    try:
+        return stack.enter_context(embedded.start(Path(url.removeprefix(EMBEDDED)))).url
+    except embedded.EmbeddedError as error:
+        print(f"reconsup: {error}", file=sys.stderr)
+        return None
+
+
+def _migrate(parsed: argparse.Namespace) -> int:
+    from reconsup.store import migrate
+    from reconsup.store.ddl import MigrationError
+
+    flags = {"DATABASE_URL": parsed.DATABASE_URL} if parsed.DATABASE_URL else {}
+    url = load_database_url(flags, parsed.env_file)
+    if parsed.action == "downgrade" and parsed.revision is None:
+        print(
+            "reconsup: say how far down: `reconsup migrate downgrade REVISION` (a name, -1, or base)", file=sys.stderr
+        )
+        return EXIT_USAGE
+    with ExitStack() as stack:
+        started = _started(url, stack)
+        if started is None:
+            return EXIT_UNAVAILABLE
+        try:
+            if parsed.action == "current":
+                print(migrate.schema_state(started).sentence())
+                return EXIT_OK
+            go = migrate.upgrade if parsed.action == "upgrade" else migrate.downgrade
+            done = go(started, parsed.revision or "head")
+        except migrate.UnknownRevision as error:
+            print(f"reconsup: {error}", file=sys.stderr)
+            return EXIT_USAGE
+        except MigrationError as error:
+            print(f"reconsup: {error}", file=sys.stderr)
+            return EXIT_UNAVAILABLE
+        print(f"schema: {done.before or 'none'} → {done.after or 'none'}")
+        return EXIT_OK
+
+
+if __name__ == "__main__":
+    main()

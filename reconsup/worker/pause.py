@@ -1,0 +1,64 @@
+"""How a worker's loops wait: until time is up, somebody rings (there is work), or the drain begins.
+
+A ring that comes while a loop is at work is not lost: its next pause ends at once.
+"""
+
+import asyncio
+from contextlib import suppress
+
+
+class Pauses:
+    """The pauses of all loops of one process. Used from its event loop only."""
+
+    def __init__(self) -> None:
+        self._pauses: list[Pause] = []
+        self.stopping = asyncio.Event()
+
+    def pause(self) -> "Pause":
+        """A pause for one loop."""
+        pause = Pause(self.stopping)
+        self._pauses.append(pause)
+        return pause
+
+    def ring(self) -> None:
+        """End every pause, also the one that has not begun yet."""
+        for pause in self._pauses:
+            pause.ring()
+
+    def stop(self) -> None:
+        """Begin the drain: every pause ends, now and from now on."""
+        self.stopping.set()
+        self.ring()
+
+
+class Pause:
+    """One loop's pause."""
+
+    def __init__(self, stopping: asyncio.Event) -> None:
+        self._stopping = stopping
+        self._rung = asyncio.Event()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the worker drains: finish what is in hand, begin nothing."""
+        return self._stopping.is_set()
+
+    def ring(self) -> None:
+        """End this pause."""
+        self._rung.set()
+
+    async def whole(self, seconds: float) -> None:
+        """Wait so long whoever rings (an endpoint asked for it), or until the drain begins."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    async def for_seconds(self, seconds: float) -> None:
+        """Wait so long, or until rung."""
+        if not self.is_stopping:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._rung.wait()
+            except TimeoutError:
+                return
+        self._rung.clear()

@@ -1,0 +1,207 @@
+"""The body of a forked worker: one event loop, one reconciler, one scanner a network, and the drain.
+
+Everything that owns a descriptor is born here, after the fork. At TERM (or when the supervisor is gone) the loops
+finish what they have in hand, then every lease of this incarnation is given back, and the process exits 0. What it
+cannot give back because the database is away, the lease's end or the janitor does.
+"""
+
+import asyncio
+import signal
+import time
+from contextlib import AsyncExitStack
+
+import structlog
+import uvloop
+
+from reconsup import logs
+from reconsup.chain.evm import EvmChain
+from reconsup.chain.rpc import Endpoint
+from reconsup.fleet.posix import Seat, WorkerState
+from reconsup.monitor import metrics
+from reconsup.payments.decision import Policy
+from reconsup.payments.request import ETHEREUM, Network
+from reconsup.settings import Settings
+from reconsup.store import leases
+from reconsup.store.database import Database
+from reconsup.store.errors import SchemaBehind, StoreUnavailable
+from reconsup.store.persist import Against
+from reconsup.worker.pause import Pauses
+from reconsup.worker.reconciler import PROBE_SECONDS, Duty, Reconciler
+from reconsup.worker.scanner import Scanner, Watch
+
+EXIT_OK = 0
+EXIT_UNAVAILABLE = 69
+
+
+def run(seat: Seat, settings: Settings) -> int:
+    """Work until told to drain; the exit code. Called in the child, right after the fork."""
+    logs.configure(settings.log_format, worker_id=seat.worker_id)
+    metrics.open(seat.metrics_directory, str(seat.slot))
+    return uvloop.run(_Worker(seat, settings).run())
+
+
+class _Worker:
+    def __init__(self, seat: Seat, settings: Settings) -> None:
+        self._seat = seat
+        self._settings = settings
+        self._cell = seat.cell
+        self._pauses = Pauses()
+        self._log = structlog.get_logger()
+        self._networks = [Network(ETHEREUM, name) for name in settings.networks]
+
+    async def run(self) -> int:
+        """The whole life of the worker."""
+        networks = [network.name for network in self._networks]
+        self._log.info("worker_started", slot=self._seat.slot, lease_owner=self._seat.owner, networks=networks)
+        self._listen()
+        code = EXIT_OK
+        try:
+            async with AsyncExitStack() as stack:
+                database = await stack.enter_async_context(self._database())
+                if await self._wait_for_database(database):
+                    await self._work(stack, database)
+                    code = await self._give_back(database)
+        except* SchemaBehind as group:
+            self._log.error("schema_behind", error=str(group.exceptions[0]))
+            code = EXIT_UNAVAILABLE
+        self._log.info("worker_stopped", code=code)
+        return code
+
+    def _listen(self) -> None:
+        """Signals, the supervisor's death, and the bell."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._drain, signal.Signals(number).name)
+        loop.add_reader(self._seat.lifeline_fd, self._orphaned)
+        listener = self._seat.bell.listen()
+
+        def rung() -> None:
+            listener.drain()
+            self._pauses.ring()
+
+        loop.add_reader(listener.fileno(), rung)
+
+    def _drain(self, cause: str) -> None:
+        if not self._pauses.stopping.is_set():
+            self._log.info("worker_draining", cause=cause)
+            self._cell.set_state(WorkerState.DRAINING)
+        self._pauses.stop()
+
+    def _orphaned(self) -> None:
+        """The supervisor is gone: nobody will enforce the drain's end, so the kernel must."""
+        asyncio.get_running_loop().remove_reader(self._seat.lifeline_fd)
+        self._seat.end_within(self._settings.drain_seconds)
+        self._drain("supervisor_died")
+
+    def _database(self) -> Database:
+        return Database(
+            self._settings.database_url,
+            application_name=f"reconsup/{self._seat.incarnation}",
+            lease_seconds=self._settings.lease_seconds,
+        )
+
+    async def _wait_for_database(self, database: Database) -> bool:
+        """Ready is who has spoken to the database; False if the drain began before."""
+        pause = self._pauses.pause()
+        is_told = False
+        while not pause.is_stopping:
+            self._cell.beat(time.monotonic())
+            try:
+                await database.fetch("SELECT 1")
+            except StoreUnavailable as error:
+                if not is_told:
+                    self._log.warning("database_away", error=str(error))
+                is_told = True
+                await pause.for_seconds(PROBE_SECONDS)
+            else:
+                self._cell.set_state(WorkerState.READY)
+                return True
+        return False
+
+    async def _work(self, stack: AsyncExitStack, database: Database) -> None:
+        scanners = {network: await self._scanner(stack, network) for network in self._networks}
+        reconciler = Reconciler(
+            self._duty(),
+            database,
+            self._cell,
+            self._pauses.pause(),
+            is_served=lambda network: scanners[network].is_served,
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(reconciler.run(), name="reconciler")
+            for network, scanner in scanners.items():
+                group.create_task(scanner.run(), name=f"scanner-{network}")
+            group.create_task(self._pauses.stopping.wait(), name="drain")
+
+    async def _scanner(self, stack: AsyncExitStack, network: Network) -> Scanner:
+        endpoint = Endpoint(
+            network.name,
+            self._settings.rpc_urls[network.name],
+            self._settings.rpc_timeout_seconds,
+            on_call=_count_rpc_call,
+        )
+        await stack.enter_async_context(endpoint)
+        return Scanner(
+            Watch(
+                network=network,
+                owner=self._seat.owner,
+                lease_seconds=self._settings.lease_seconds,
+                poll_interval_seconds=self._settings.poll_interval_seconds,
+                tail_blocks=self._settings.tail_blocks,
+                due_against=_due_against(self._settings, network),
+            ),
+            await stack.enter_async_context(self._database()),
+            EvmChain(endpoint),
+            self._cell,
+            self._seat.bell,
+            self._pauses.pause(),
+        )
+
+    def _duty(self) -> Duty:
+        return Duty(
+            worker_id=self._seat.worker_id,
+            owner=self._seat.owner,
+            batch_size=self._settings.batch_size,
+            lease_seconds=self._settings.lease_seconds,
+            poll_interval_seconds=self._settings.poll_interval_seconds,
+            policies={network: policy(self._settings, network) for network in self._networks},
+        )
+
+    async def _give_back(self, database: Database) -> int:
+        """Release what is still leased, the drain's last act; the exit code.
+
+        If the database is away the janitor is to try again: 69 tells the supervisor that something is left.
+        """
+        try:
+            released = await leases.release(database, self._seat.owner)
+        except StoreUnavailable as error:
+            self._log.warning(
+                "leases_left", error=str(error), todo="nothing: the janitor or the leases' end frees them"
+            )
+            return EXIT_UNAVAILABLE
+        metrics.LEASES_RELEASED.inc(released.requests + released.scans, "clean")
+        self._seat.bell.ring()
+        return EXIT_OK
+
+
+def policy(settings: Settings, network: Network) -> Policy:
+    """The operator's figures for one network, as decisions take them."""
+    return Policy(
+        confirmations=settings.confirmation_depth(network.name),
+        finality_confirmations=settings.finality_depth(network.name),
+        detected_threshold_bps=settings.detected_threshold_bps,
+        confirmed_threshold_bps=settings.confirmed_threshold_bps,
+        observe_window_seconds=settings.reorg_observe_window_seconds,
+        expiry_confirmations=settings.expiry_confirmations,
+        expiry_grace_seconds=settings.expiry_grace_seconds,
+    )
+
+
+def _count_rpc_call(network: str, method: str, outcome: str, seconds: float) -> None:
+    metrics.RPC_REQUESTS.inc(1, network, method, outcome)
+    metrics.RPC_SECONDS.observe(seconds, network, method)
+
+
+def _due_against(settings: Settings, network: Network) -> Against:
+    depth = settings.confirmation_depth(network.name)
+    return "scanned" if isinstance(depth, int) else depth

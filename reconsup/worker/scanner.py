@@ -1,0 +1,341 @@
+"""The block's road: hold a network's cursor, follow its head, carry whole blocks from the chain to the ledger.
+
+One scanner a network and process; of all of them on all hosts, one holds the scan lease. It reads each block once
+for everybody. What it does not get, it asks for again: nothing is inferred from absence. A reorg is believed only when
+the endpoint's own headers, linked by parent hash up to a head not below our tip, lead to another block than the
+stored one; one that reaches below what is final stops the network and nothing else.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+
+from reconsup.chain.block import Block, Fork, Header, NoFork
+from reconsup.chain.errors import ChainInconsistent, ChainUnavailable
+from reconsup.chain.evm import ChainIdentity, EvmChain, Head
+from reconsup.fleet.posix import Bell, Cell
+from reconsup.monitor import metrics
+from reconsup.payments.request import Network
+from reconsup.store import cursor as cursors
+from reconsup.store import ledger
+from reconsup.store.cursor import Cursor, Tags
+from reconsup.store.database import Database
+from reconsup.store.errors import StoreRejected, StoreUnavailable
+from reconsup.store.persist import Against
+from reconsup.worker.pause import Pause
+
+COMMIT_BLOCKS_MAX = 50
+WALK_BLOCKS_MAX = 64
+RETRY_SECONDS_MIN = 0.5
+STORE_RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What a scanner is there for: one network, and the operator's figures for it."""
+
+    network: Network
+    owner: str
+    lease_seconds: float
+    poll_interval_seconds: float
+    tail_blocks: int
+    due_against: Against
+
+
+class Scanner:
+    """One network's loop in one process. `is_served` is True once the endpoint showed the very chain of the cursor."""
+
+    def __init__(self, watch: Watch, database: Database, chain: EvmChain, cell: Cell, bell: Bell, pause: Pause) -> None:
+        self._watch = watch
+        self._database = database
+        self._chain = chain
+        self._cell = cell
+        self._bell = bell
+        self._pause = pause
+        self._log = structlog.get_logger().bind(network=watch.network.name)
+        self._identity: ChainIdentity | None = None
+        self._is_same: bool | None = None
+        self._cursor: Cursor | None = None
+        self._progress_at = 0.0
+        self._renewed_at = 0.0
+        self._range_blocks = COMMIT_BLOCKS_MAX
+        self._failures = 0
+        self._is_queuing = False
+
+    @property
+    def is_served(self) -> bool:
+        """Whether this process may decide about requests of the network."""
+        return self._is_same is True
+
+    async def run(self) -> None:
+        """Scan until the drain begins; then free the lease."""
+        while not self._pause.is_stopping:
+            self._cell.beat(time.monotonic())
+            seconds = await self.turn()
+            # A ring may tell that the scan lease is free. It tells the holder nothing, and must not cut short a wait
+            # that an endpoint asked for.
+            if seconds > 0:
+                await (self._pause.for_seconds(seconds) if self._is_queuing else self._pause.whole(seconds))
+        await self._stand_back()
+
+    async def turn(self) -> float:
+        """A step, and what can go wrong in it; how many seconds to wait before the next one."""
+        self._is_queuing = False
+        try:
+            seconds = await self.step()
+        except (ChainUnavailable, ChainInconsistent, StoreUnavailable, StoreRejected) as error:
+            seconds = self._failed(error)
+        else:
+            if self._failures:
+                self._log.info("scan_back", failures=self._failures)
+            self._failures = 0
+        if self._cursor is not None and time.monotonic() + seconds > self._progress_at + self._watch.lease_seconds:
+            self._log.info("scan_lease_freed", because="no progress for one lease")
+            await self._stand_back()
+            seconds = max(seconds, self._watch.poll_interval_seconds)
+        return seconds
+
+    async def step(self) -> float:
+        """Do the next thing; how many seconds to wait before the one after it."""
+        identity = self._identity or await self._identify()
+        if self._cursor is None:
+            self._cursor = await self._take(identity)
+        if self._cursor is None:
+            return self._idle_seconds
+        if self._cursor.stop_reason is not None:
+            return await self._try_to_start_again(self._cursor)
+        return await self._follow(self._cursor, await self._chain.head())
+
+    async def _identify(self) -> ChainIdentity:
+        """Ask the endpoint who it is: at the start, after a failure, and before anything is taken back on its word."""
+        self._identity = None
+        identity = self._identity = await self._chain.identity()
+        if self._cursor is not None and not self._is_same_chain(self._cursor, identity):
+            await self._stand_back()
+        return identity
+
+    async def _take(self, identity: ChainIdentity) -> Cursor | None:
+        """The scan lease, if it is free and this endpoint shows the cursor's own chain; the cursor is born here."""
+        seen = await cursors.read(self._database, self._watch.network)
+        if seen is None:
+            await self._bear(identity)
+            seen = await cursors.read(self._database, self._watch.network)
+        if seen is None or not self._is_same_chain(seen, identity):
+            return None
+        taken = await cursors.take(
+            self._database, self._watch.network, owner=self._watch.owner, lease_seconds=self._watch.lease_seconds
+        )
+        self._is_queuing = taken is None
+        if taken is not None:
+            self._progress_at = self._renewed_at = time.monotonic()
+            self._log.info("scan_lease_taken", next_height=taken.next_height, epoch=taken.epoch)
+        return taken
+
+    async def _bear(self, identity: ChainIdentity) -> None:
+        head = await self._chain.head()
+        first_height = max(0, head.latest.height - self._watch.tail_blocks)
+        parent: Header | None = None
+        if first_height > 0:
+            parent = await self._chain.header_at(first_height - 1)
+            if parent is None:
+                raise ChainUnavailable(f"{self._watch.network}: block {first_height - 1} is not there yet")
+        await cursors.birth(
+            self._database,
+            self._watch.network,
+            chain_id=identity.chain_id,
+            genesis_hash=identity.genesis_hash,
+            parent=parent,
+        )
+        self._log.info("cursor_born", first_height=first_height, chain_id=identity.chain_id)
+
+    def _is_same_chain(self, seen: Cursor, identity: ChainIdentity) -> bool:
+        was_same = self._is_same
+        self._is_same = (seen.chain_id, seen.genesis_hash) == (identity.chain_id, identity.genesis_hash)
+        if not self._is_same:
+            self._identity = None  # ask again: the endpoint may be put right while we run
+        if self._is_same and not was_same:
+            self._bell.ring()  # its requests may be looked at now
+        elif not self._is_same and was_same is not False:
+            self._log.error(
+                "wrong_chain",
+                endpoint=self._chain.endpoint.name,
+                chain_id=identity.chain_id,
+                expected_chain_id=seen.chain_id,
+                genesis_hash=identity.genesis_hash,
+                expected_genesis_hash=seen.genesis_hash,
+                todo="this network's endpoint shows another chain than the database was read from; correct "
+                "PAYMENT_REQUEST_EVM_RPC_URLS_JSON. Until then this process does not serve the network",
+            )
+        return self._is_same
+
+    async def _follow(self, cursor: Cursor, head: Head) -> float:
+        """Bring the cursor closer to the head."""
+        latest = head.latest
+        tags = Tags(latest.height, head.safe, head.finalized)
+        if latest.block_hash == cursor.tip_hash:
+            await self._keep(cursor, tags)
+            return self._idle_seconds
+        if latest.height < cursor.scanned_height:
+            self._log.info("endpoint_behind", head=latest.height, scanned=cursor.scanned_height)
+            return self._idle_seconds
+        if latest.height == cursor.scanned_height:
+            return await self._walk_back(cursor, latest)
+        last = min(latest.height, cursor.next_height + self._range_blocks - 1)
+        blocks = await self._chain.blocks(cursor.next_height, last)
+        if blocks[0].parent_hash != cursor.tip_hash:
+            return await self._walk_back(cursor, await self._near_head(cursor, latest))
+        return await self._commit(cursor, blocks, tags)
+
+    async def _commit(self, cursor: Cursor, blocks: Sequence[Block], tags: Tags) -> float:
+        """Store blocks that hang on our tip; at once more if the head is farther."""
+        started = time.monotonic()
+        done = await ledger.commit(
+            self._database,
+            cursor,
+            blocks,
+            tags,
+            lease_seconds=self._watch.lease_seconds,
+            tail_blocks=self._watch.tail_blocks,
+            due_against=self._watch.due_against,
+        )
+        if done is None:
+            return await self._lost()
+        self._advanced(done.cursor)
+        self._range_blocks = min(COMMIT_BLOCKS_MAX, self._range_blocks * 2)
+        metrics.BLOCKS_SCANNED.inc(len(blocks), self._watch.network.name)
+        if done.touched or cursor.tip_time is None:  # the first block of all makes requests claimable
+            self._bell.ring()
+        self._log.info(
+            "blocks",
+            first=blocks[0].height,
+            last=blocks[-1].height,
+            head=tags.head_height,
+            credits=sum(len(block.credits) for block in blocks),
+            settlements=done.settlements,
+            touched=done.touched,
+            latency_ms=round((time.monotonic() - started) * 1000, 1),
+        )
+        return 0.0 if blocks[-1].height < tags.head_height else self._idle_seconds
+
+    async def _keep(self, cursor: Cursor, tags: Tags) -> None:
+        """Our tip is the head: that is progress. Written at a third of the lease, or when a tag may confirm."""
+        self._progress_at = time.monotonic()
+        is_early = self._progress_at < self._renewed_at + self._watch.lease_seconds / 3
+        if is_early and self._watch.due_against == "scanned":
+            return
+        kept = await cursors.keep(
+            self._database,
+            cursor,
+            tags,
+            lease_seconds=self._watch.lease_seconds,
+            due_against=self._watch.due_against,
+        )
+        if kept is None:
+            await self._lost()
+        else:
+            self._advanced(kept)
+
+    async def _near_head(self, cursor: Cursor, latest: Header) -> Header:
+        """Where a walk back begins: the head, or after a long absence a block of its chain not far above our tip."""
+        height = cursor.scanned_height + WALK_BLOCKS_MAX
+        if latest.height <= height:
+            return latest
+        header = await self._chain.header_at(height)
+        if header is None:
+            raise ChainUnavailable(f"{self._watch.network}: block {height} is not there, though the head is above it")
+        return header
+
+    async def _walk_back(self, cursor: Cursor, head: Header) -> float:
+        """Find where the stored chain and the endpoint's part, and take the scan back to there.
+
+        Not farther than to what is final: where the two have nothing in common above, the network stops.
+        """
+        await self._identify()
+        if self._cursor is None:
+            return self._idle_seconds
+        stored = await cursors.stored_hashes(self._database, cursor)
+        final = -1 if cursor.finalized_height is None else cursor.finalized_height
+        fork = await self._chain.find_fork({at: hash_ for at, hash_ in stored.items() if at >= final}, head)
+        if fork is NoFork.BELOW_TAIL:
+            return await self._stop(cursor, f"reorg below what is final (block {final})")
+        if not isinstance(fork, Fork) or not fork.orphaned:
+            return RETRY_SECONDS_MIN  # nothing is proven: these answers are not of one chain, or our tip is on it
+        done = await ledger.roll_back(self._database, cursor, fork, lease_seconds=self._watch.lease_seconds)
+        if done is None:
+            return await self._lost()
+        self._advanced(done.cursor)
+        metrics.REORGS.inc(1, self._watch.network.name)
+        self._log.warning(
+            "reorg",
+            fork=fork.height,
+            depth=len(fork.orphaned),
+            orphaned_settlements=done.orphaned,
+            touched=done.touched,
+        )
+        self._bell.ring()
+        return 0.0
+
+    async def _stop(self, cursor: Cursor, reason: str) -> float:
+        if not await cursors.stop(self._database, cursor, reason):
+            return await self._lost()
+        self._cursor = replace(cursor, stop_reason=reason)
+        self._log.error(
+            "network_stopped",
+            reason=reason,
+            todo="nothing of this network is written until the endpoint shows the stored chain again",
+        )
+        return self._idle_seconds
+
+    async def _try_to_start_again(self, cursor: Cursor) -> float:
+        """A stopped network goes on when the endpoint shows the stored tip again."""
+        tip = await self._chain.header_at(cursor.scanned_height)
+        if tip is None or tip.block_hash != cursor.tip_hash:
+            return self._idle_seconds
+        if await cursors.start_again(self._database, cursor):
+            self._log.warning("network_started_again", height=cursor.scanned_height)
+            self._bell.ring()
+        await self._stand_back()
+        return 0.0
+
+    def _advanced(self, cursor: Cursor) -> None:
+        self._cursor = cursor
+        self._progress_at = self._renewed_at = time.monotonic()
+
+    async def _lost(self) -> float:
+        """The cursor is somebody else's now, or was moved: begin from what the database says."""
+        self._log.warning("scan_lease_lost")
+        metrics.WRITES_REFUSED.inc(1, "lease_lost")
+        await self._stand_back()
+        return RETRY_SECONDS_MIN
+
+    def _failed(self, error: Exception) -> float:
+        """Tell the first failure of a row of them; ask for less, and wait ever longer."""
+        self._failures += 1
+        if self._failures == 1 or isinstance(error, ChainInconsistent | StoreRejected):
+            self._log.warning("scan_failed", error=str(error), kind=type(error).__name__)
+        self._range_blocks = max(1, self._range_blocks // 2)
+        if isinstance(error, StoreUnavailable):
+            self._cursor = None  # what was sent may have been written: begin from what the database says
+            return STORE_RETRY_SECONDS
+        seconds: float = RETRY_SECONDS_MIN * 2 ** min(self._failures - 1, 10)
+        if not isinstance(error, ChainUnavailable):
+            return min(seconds, self._idle_seconds)
+        self._identity = None  # who answers next may be another
+        return max(min(seconds, self._idle_seconds), error.retry_after_seconds or 0.0)
+
+    async def _stand_back(self) -> None:
+        """Give the scan lease back so that another worker can try."""
+        cursor, self._cursor = self._cursor, None
+        if cursor is None:
+            return
+        try:
+            await cursors.free(self._database, cursor)
+        except StoreUnavailable:
+            self._log.info("scan_lease_left_to_end")  # the database is away: the lease's end frees it
+
+    @property
+    def _idle_seconds(self) -> float:
+        """The poll interval, but never so long that the scan lease would end in between."""
+        return min(self._watch.poll_interval_seconds, self._watch.lease_seconds / 3)

@@ -1,0 +1,111 @@
+"""Where the chain's own tags decide about depth: `safe` and `finalized`. One below the head here, and two."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from reconsup.demo.anvil import Anvil
+from reconsup.payments.decision import Tag
+from tests.support.desk import POLICY, open_shop
+from tests.support.postgres import Database
+from tests.support.proxy import proxy_before
+
+pytestmark = pytest.mark.service
+
+
+@pytest.fixture(scope="module")
+def tagged() -> Iterator[Anvil]:
+    with Anvil(options=["--slots-in-an-epoch", "1"]) as anvil:
+        yield anvil
+
+
+@pytest.mark.parametrize(("tag", "expected"), [("safe", [1, 2]), ("finalized", [1, 1, 2])])
+def test_a_payment_is_confirmed_when_the_tag_reaches_it(
+    database: Database, tagged: Anvil, tag: Tag, expected: list[int]
+) -> None:
+    """By the touch that the advancing tag gives: nothing is made due by hand.
+
+    Seen to fail (still detected) without the touch after the commit, compared with the tag.
+    """
+
+    async def run() -> None:
+        async with open_shop(database, tagged, policy=replace(POLICY, confirmations=tag)) as shop:
+            id_ = await shop.request()
+            await shop.pay(id_)
+            seen = []
+            for _ in expected:
+                await shop.desk.work()
+                seen.append(len(shop.reasons(id_)))
+                await shop.chain.mine()
+            assert seen == expected
+            assert shop.reasons(id_) == ["payment_detected", "payment_confirmed"]
+
+    asyncio.run(run())
+
+
+def test_a_tag_that_moves_while_the_head_stands_still_confirms_too(database: Database, tagged: Anvil) -> None:
+    """Seen to fail (detected) when a poll that finds our tip at the head does not write the tags."""
+
+    async def run() -> None:
+        with proxy_before(tagged.url) as proxy:
+            policy = replace(POLICY, confirmations="finalized")
+            async with open_shop(database, tagged, url=proxy.url, policy=policy) as shop:
+                id_ = await shop.request()
+                old = tagged.rpc("eth_getBlockByNumber", "finalized", False)
+                await shop.pay(id_, to_mine=3)
+                proxy.spoil = lambda requests, answers: [
+                    {**answer, "result": old} if request["params"][:1] == ["finalized"] else answer
+                    for request, answer in zip(requests, answers, strict=True)
+                ]
+                await shop.desk.work()
+                assert shop.status(id_) == "detected"
+                proxy.spoil = None
+                await shop.desk.work()
+                assert shop.status(id_) == "confirmed"
+
+    asyncio.run(run())
+
+
+def test_a_tag_of_another_chain_than_ours_confirms_nothing(database: Database, tagged: Anvil) -> None:
+    """The finalized block that is shown has another hash than the one we read at its height."""
+
+    async def run() -> None:
+        with proxy_before(tagged.url) as proxy:
+            policy = replace(POLICY, confirmations="finalized")
+            async with open_shop(database, tagged, url=proxy.url, policy=policy) as shop:
+                id_ = await shop.request()
+                await shop.desk.work()
+                before = shop.cursor()["finalized_height"]
+                await shop.pay(id_, to_mine=4)
+                proxy.spoil = lambda requests, answers: [
+                    {**answer, "result": answer["result"] | {"hash": "0x" + "5" * 64}}
+                    if request["params"][:1] == ["finalized"]
+                    else answer
+                    for request, answer in zip(requests, answers, strict=True)
+                ]
+                await shop.desk.work()
+                assert (shop.status(id_), shop.cursor()["finalized_height"]) == ("detected", before)
+
+    asyncio.run(run())
+
+
+def test_an_endpoint_without_tags_confirms_nothing_and_goes_on_scanning(database: Database, tagged: Anvil) -> None:
+    async def run() -> None:
+        with proxy_before(tagged.url) as proxy:
+            policy = replace(POLICY, confirmations="safe")
+            async with open_shop(database, tagged, url=proxy.url, policy=policy) as shop:
+                proxy.spoil = lambda requests, answers: [
+                    {"jsonrpc": "2.0", "id": request["id"], "error": {"code": -32602, "message": "unknown tag"}}
+                    if request["params"][:1] in (["safe"], ["finalized"])
+                    else answer
+                    for request, answer in zip(requests, answers, strict=True)
+                ]
+                id_ = await shop.request()
+                await shop.pay(id_, to_mine=20)
+                await shop.desk.work()
+                assert shop.scanned() == await shop.chain.height()
+                assert shop.status(id_) == "detected"
+
+    asyncio.run(run())
