@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     migrate.add_argument("--env-file", type=Path, metavar="PATH")
     check = _add(commands, "check", _check, "try settings, database, schema and endpoints, a line each")
     _add_settings(check)
+    demo = _add(commands, "demo", _demo, "the whole thing on this machine: chain, database, payments, a crash")
+    demo.add_argument("--plain", action="store_true", help="plain lines instead of the live table")
     return parser
 
 
@@ -212,6 +214,12 @@ def _migrate(parsed: argparse.Namespace) -> int:
             return EXIT_UNAVAILABLE
         print(f"schema: {done.before or 'none'} → {done.after or 'none'}")
         return EXIT_OK
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    from reconsup.demo import show
+
+    return show.run(is_plain=parsed.plain)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,130 @@
+"""The main job with real processes: payments confirmed once, hosts that share a database, workers that are killed."""
+
+import os
+import signal
+import time
+
+import psycopg
+import pytest
+
+from tests.story.conftest import Town
+from tests.support.program import Program, wait_for
+
+pytestmark = [pytest.mark.service, pytest.mark.story]
+
+# A grant is legal when nobody holds the row or the lease has ended, and raises the epoch by exactly one.
+LEASE_WATCH = """
+CREATE FUNCTION app.watch_leases() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF NEW.reconcile_lease_epoch <> OLD.reconcile_lease_epoch THEN
+    IF NEW.reconcile_lease_epoch <> OLD.reconcile_lease_epoch + 1 THEN
+      RAISE EXCEPTION 'epoch of % went from % to %', OLD.id, OLD.reconcile_lease_epoch, NEW.reconcile_lease_epoch;
+    END IF;
+    IF OLD.reconcile_lease_owner IS NOT NULL AND OLD.reconcile_lease_until > now() THEN
+      RAISE EXCEPTION '% claims % while % holds it', NEW.reconcile_lease_owner, OLD.id, OLD.reconcile_lease_owner;
+    END IF;
+    INSERT INTO app.grants VALUES (NEW.id, NEW.reconcile_lease_epoch, NEW.reconcile_lease_owner);
+  ELSIF NEW.reconcile_lease_owner IS DISTINCT FROM OLD.reconcile_lease_owner AND NEW.reconcile_lease_owner IS NOT NULL
+  THEN
+    RAISE EXCEPTION 'owner of % became % without a grant', OLD.id, NEW.reconcile_lease_owner;
+  END IF;
+  RETURN NEW;
+END $$;
+CREATE TABLE app.grants (id text, epoch bigint, owner text, PRIMARY KEY (id, epoch));
+CREATE TRIGGER watch_leases BEFORE UPDATE ON app.payment_requests FOR EACH ROW EXECUTE FUNCTION app.watch_leases();
+"""
+
+
+def test_a_thousand_payments_over_a_hundred_blocks_cost_less_than_a_thousand_calls(town: Town) -> None:
+    ids = town.requests(1000)
+    town.pay(ids)
+    with Program(town.database.url, town.rpc_urls, folder=town.folder, workers=1) as program:
+        wait_for("all are confirmed", lambda: town.statuses() == {"confirmed": 1000}, 60)
+        program.wait_ready()
+        calls = program.metric("reconsup_rpc_requests_total")
+        print(f"1000 requests, 100 blocks: {calls:.0f} JSON-RPC calls")
+        assert 100 < calls < 1000
+
+
+def test_two_hosts_on_one_database_confirm_each_request_once_and_never_hold_one_together(town: Town) -> None:
+    """The trigger fails the claim that would overlap another; it was seen to when the expiry predicate was out."""
+    town.database.execute(LEASE_WATCH)
+    ids = town.requests(200)
+    small = {"PAYMENT_REQUEST_RECONCILER_BATCH_SIZE": "5"}  # so that there is work for both
+    with (
+        Program(town.database.url, town.rpc_urls, folder=town.folder, worker_id="host-a", **small) as one,
+        Program(town.database.url, town.rpc_urls, folder=town.folder, worker_id="host-b", **small) as other,
+    ):
+        one.wait_ready()
+        other.wait_ready()
+        for start in range(0, 200, 50):
+            town.pay(ids[start : start + 50], a_block=5)
+        wait_for("all are confirmed", lambda: town.statuses() == {"confirmed": 200}, 60)
+        assert (one.stop(), other.stop()) == (0, 0)
+    confirmations = town.database.fetch(
+        "SELECT payment_request_id, count(*) FROM app.payment_request_transitions"
+        " WHERE reason = 'payment_confirmed' GROUP BY 1"
+    )
+    assert sorted(confirmations) == [(id_, 1) for id_ in sorted(ids)]
+    hosts = {owner.rpartition("-")[0] for (owner,) in town.database.fetch("SELECT DISTINCT owner FROM app.grants")}
+    assert hosts == {"host-a", "host-b"}
+    assert "claims" not in one.log.read_text() + other.log.read_text()
+    assert town.leases() == []
+
+
+def test_kill_9_of_a_worker_that_holds_leases_gives_its_rows_to_others_at_once(town: Town) -> None:
+    """The lease is 30 s; without the janitor's give-back this was seen to take all of them."""
+    ids = town.requests(40)
+    with Program(town.database.url, town.rpc_urls, folder=town.folder, workers=3) as program:
+        program.wait_ready()
+        wait_for("three workers", lambda: len(program.pids()) == 3)
+        with psycopg.connect(town.database.url) as blocker:
+            # Whoever claims now stops at its view, which reads the history: it holds leases and waits.
+            blocker.execute("LOCK TABLE app.payment_request_transitions IN ACCESS EXCLUSIVE MODE")
+            town.pay(ids)
+            held = wait_for("leases are held", town.leases)
+            owner = held[0][1]
+            slot = int(owner.partition("#")[0].rpartition("-")[2])
+            lost = {id_ for id_, holder in held if holder == owner}
+            killed_pid = program.pids()[slot]
+            os.kill(killed_pid, signal.SIGKILL)
+            killed_at = time.monotonic()
+            wait_for("its leases are given back", lambda: owner not in dict(town.leases()).values())
+            blocker.rollback()
+        wait_for("all are confirmed", lambda: town.statuses() == {"confirmed": 40})
+        seconds = time.monotonic() - killed_at
+        print(f"{len(lost)} leases of {owner}: given back and confirmed by others after {seconds:.2f} s, lease 30 s")
+        assert seconds < 15
+        owners = dict(
+            town.database.fetch(
+                "SELECT payment_request_id, lease_owner FROM app.payment_request_transitions"
+                " WHERE reason = 'payment_confirmed'"
+            )
+        )
+        assert all(owners[id_] != owner for id_ in lost)
+        wait_for("the slot is taken again", lambda: program.pids().get(slot, killed_pid) != killed_pid)
+        assert program.stop() == 0
+
+
+def test_rows_of_other_chains_and_networks_are_never_written(town: Town) -> None:
+    """Without the claim's network condition the first two rows were seen to be leased."""
+    past = "now() - interval '1 day'"
+    town.database.execute("SET timezone = 'UTC'")
+    town.requests(1, network="sepolia", chain_id=11155111)
+    town.requests(1, network="moonbase-typo")
+    town.requests(1, chain="bitcoin", network="regtest", asset="BTC", address_canonical="bcrt1qxyz", chain_id=None)
+    town.database.execute(
+        f"UPDATE app.payment_requests SET created_at = {past}, expires_at = {past} + interval '1 hour'"
+    )
+    everything = "SELECT to_jsonb(r) FROM app.payment_requests r WHERE network <> 'local' ORDER BY id"
+    before = town.database.fetch(everything)
+    (served,) = town.requests(1)
+    with Program(town.database.url, town.rpc_urls, folder=town.folder) as program:
+        program.wait_ready()
+        town.pay([served])
+        town.mine(10)
+        wait_for("the served one is confirmed", lambda: town.statuses().get("confirmed") == 1)
+        wait_for("unserved rows are counted", lambda: program.metric("reconsup_unserved_requests") == 3)
+        assert program.stop() == 0
+    assert town.database.fetch(everything) == before
+    assert len(before) == 3
