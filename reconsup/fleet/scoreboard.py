@@ -42,9 +42,8 @@ _LEASES = Integer("Q", 200)
 _READY_AT = Moment(208)
 _BEAT = Moment(216)
 _LAST_CYCLE = Moment(224)
-_TRUSTED_UNTIL = Moment(232)
-_INCARNATION = Text(240, INCARNATION_BYTES)
-_ROW = Text(264, ROW_BYTES_MAX)
+_INCARNATION = Text(232, INCARNATION_BYTES)
+_ROW = Text(256, ROW_BYTES_MAX)
 assert 32 + 8 * len(_CAUSES) <= 192
 assert _ROW.end <= _CELL_BYTES
 
@@ -53,8 +52,8 @@ assert _ROW.end <= _CELL_BYTES
 class CellView:
     """One slot at one moment. `pid` and `incarnation` are None while nobody sits in it.
 
-    `started` (the fork), `ready_at`, `beat` and `trusted_until` are seconds of the monotonic clock, which is the
-    same in all processes; `last_cycle` is wall clock. `causes` counts why processes left that should have stayed.
+    `started` (the fork), `ready_at` and `beat` are seconds of the monotonic clock, which is the same in all
+    processes; `last_cycle` is wall clock. `causes` counts why processes left that should have stayed.
     """
 
     slot: int
@@ -70,7 +69,6 @@ class CellView:
     leases: int
     row: str | None
     last_cycle: float | None
-    trusted_until: float | None
 
     @property
     def ready_seconds(self) -> float | None:
@@ -126,10 +124,6 @@ class Cell:
         """When a cycle ended last, wall clock. It outlives a restart."""
         _LAST_CYCLE.set(self._memory, self._record, at)
 
-    def set_trusted(self, until: float | None) -> None:
-        """Until when its leases are trusted, monotonic; None: it holds none."""
-        _TRUSTED_UNTIL.set(self._memory, self._record, until)
-
 
 class Scoreboard:
     """The mapping. `slots_max` bounds the slot numbers; MONITOR and PROBE have cells of their own."""
@@ -183,7 +177,6 @@ class Scoreboard:
             leases=_LEASES.get(self._memory, cell) if is_live else 0,
             row=_ROW.get(self._memory, cell),
             last_cycle=_LAST_CYCLE.get(self._memory, cell),
-            trusted_until=_TRUSTED_UNTIL.get(self._memory, cell),
         )
 
     # for the process in a slot, and for the monitor
@@ -241,7 +234,6 @@ class Scoreboard:
         _CHILD_STATE.set(self._memory, cell, _STATES.index(WorkerState.BOOTING))
         _LEASES.set(self._memory, cell, 0)
         _READY_AT.set(self._memory, cell, None)
-        _TRUSTED_UNTIL.set(self._memory, cell, None)
         _INCARNATION.set(self._memory, cell, None)
         _ROW.set(self._memory, cell, None)
 

@@ -31,6 +31,7 @@ from reconsup.worker.scanner import Scanner, Watch
 
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 69
+DATABASE_PATIENCE_SECONDS = 30.0  # well below the supervisor's boot deadline
 
 
 def run(seat: Seat, settings: Settings) -> int:
@@ -63,6 +64,8 @@ class _Worker:
                     code = await self._give_back(database)
         except* SchemaBehind as group:
             self._log.error("schema_behind", error=str(group.exceptions[0]))
+            code = EXIT_UNAVAILABLE
+        except* StoreUnavailable:
             code = EXIT_UNAVAILABLE
         self._log.info("worker_stopped", code=code)
         return code
@@ -101,8 +104,12 @@ class _Worker:
         )
 
     async def _wait_for_database(self, database: Database) -> bool:
-        """Ready is who has spoken to the database; False if the drain began before."""
+        """Ready is who has spoken to the database; False if the drain began before.
+
+        Raises StoreUnavailable after a while: to leave and come again costs no restart, to miss the boot deadline does.
+        """
         pause = self._pauses.pause()
+        gives_up_at = time.monotonic() + DATABASE_PATIENCE_SECONDS
         is_told = False
         while not pause.is_stopping:
             self._cell.beat(time.monotonic())
@@ -112,6 +119,8 @@ class _Worker:
                 if not is_told:
                     self._log.warning("database_away", error=str(error))
                 is_told = True
+                if time.monotonic() > gives_up_at:
+                    raise
                 await pause.for_seconds(PROBE_SECONDS)
             else:
                 self._cell.set_state(WorkerState.READY)

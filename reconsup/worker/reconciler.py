@@ -70,9 +70,11 @@ class Reconciler:
             self._cell.beat(time.monotonic())
             try:
                 has_more = await self.look_around()
-            except StoreUnavailable as error:
+            except (StoreUnavailable, StoreRejected) as error:
                 if not is_away:
-                    self._log.warning("database_away", error=str(error))
+                    self._log.error(
+                        "database_refuses" if isinstance(error, StoreRejected) else "database_away", error=str(error)
+                    )
                 is_away = self._may_hold_leases = True
                 await self._pause.for_seconds(PROBE_SECONDS)
                 continue

@@ -43,13 +43,12 @@ def test_a_cell_tells_what_worker_and_supervisor_wrote() -> None:
     cell.set_leases(200)
     cell.set_row("pay_ü")
     cell.set_last_cycle(1.6e9)
-    cell.set_trusted(40.0)
 
     view = made.read(1)
 
     assert (view.slot, view.worker_id, view.incarnation, view.pid) == (1, "host-1", INCARNATION, 77)
     assert (view.state, view.restarts, view.started) == (WorkerState.READY, 3, 10.0)
-    assert (view.beat, view.leases, view.row, view.last_cycle, view.trusted_until) == (12.5, 200, "pay_ü", 1.6e9, 40.0)
+    assert (view.beat, view.leases, view.row, view.last_cycle) == (12.5, 200, "pay_ü", 1.6e9)
     assert {cause: count for cause, count in view.causes.items() if count} == {Cause.SIGNAL: 2, Cause.BOOT: 1}
     assert view.ready_at is not None
     assert view.ready_seconds == view.ready_at - 10.0

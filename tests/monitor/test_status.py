@@ -31,7 +31,6 @@ def cell(slot: int, **fields: Any) -> CellView:
             "leases": 3,
             "row": None,
             "last_cycle": 1_700_000_000.0,
-            "trusted_until": None,
             **fields,
         }
     )

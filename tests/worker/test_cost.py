@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from reconsup.demo.anvil import Anvil
-from tests.support.desk import open_shop
+from tests.support.desk import Desk, open_shop
 from tests.support.postgres import Database
 from tests.support.proxy import Answers, Proxy
 from tests.worker.conftest import NUMBER, RECEIPTS, lagging
@@ -31,6 +31,25 @@ def test_a_range_of_blocks_is_one_http_request(database: Database, anvil: Anvil,
             await shop.chain.mine()
             await shop.desk.work()
             assert proxy.requests == [[NUMBER] * 3, [NUMBER, RECEIPTS]]
+
+    asyncio.run(run())
+
+
+def test_whoever_queues_for_the_scan_lease_asks_the_chain_nothing(
+    database: Database, anvil: Anvil, proxy: Proxy
+) -> None:
+    """But once, who it is: then it may decide about what others have scanned."""
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop, Desk(database, proxy.url, slot=1) as queuing:
+            id_ = await shop.request()
+            await shop.pay(id_, to_mine=2)
+            await shop.desk.scan()
+            for _ in range(3):
+                await queuing.scan()
+            assert proxy.requests == [["eth_chainId", NUMBER]]
+            await queuing.look()
+            assert shop.status(id_) == "confirmed"
 
     asyncio.run(run())
 

@@ -11,6 +11,7 @@ from reconsup.payments.decision import decide
 from reconsup.worker import reconciler
 from tests.support.desk import ETHER, Desk, Shop, open_shop
 from tests.support.postgres import Database
+from tests.support.stepped import until
 from tests.worker.test_rows import ERRORS, seconds_until_next_look
 
 pytestmark = pytest.mark.service
@@ -95,6 +96,32 @@ def _reject(database: Database, when: str, id_: str) -> None:
         " RETURN NEW; END $$"
     )
     database.execute(f"CREATE TRIGGER reject {when} FOR EACH ROW EXECUTE FUNCTION app.reject()")
+
+
+def test_a_claim_that_the_database_refuses_is_an_alarm_and_the_process_lives(
+    database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that no UPDATE may touch is in the way of every claim, until somebody puts that right.
+
+    Seen to fail (StoreRejected leaves the loop) when the loop does not expect it.
+    """
+    monkeypatch.setattr(reconciler, "PROBE_SECONDS", 0.01)
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            id_ = await shop.request()
+            await shop.pay(id_, to_mine=2)
+            await shop.desk.scan()
+            database.execute("ALTER TABLE app.payment_requests ADD CONSTRAINT theirs CHECK (asset = '') NOT VALID")
+            working = asyncio.create_task(shop.desk.reconciler.run())
+            await asyncio.wait([working], timeout=0.1)
+            assert not working.done()
+            database.execute("ALTER TABLE app.payment_requests DROP CONSTRAINT theirs")
+            await until(database.url, "SELECT 1 FROM app.payment_requests WHERE id = %s AND status = 'confirmed'", id_)
+            shop.desk.pauses.stop()
+            await working
+
+    asyncio.run(run())
 
 
 def test_a_row_that_the_scan_cannot_settle_is_an_alarm_and_the_process_lives(database: Database, anvil: Anvil) -> None:

@@ -25,10 +25,7 @@ def tagged() -> Iterator[Anvil]:
 def test_a_payment_is_confirmed_when_the_tag_reaches_it(
     database: Database, tagged: Anvil, tag: Tag, expected: list[int]
 ) -> None:
-    """By the touch that the advancing tag gives: nothing is made due by hand.
-
-    Seen to fail (still detected) without the touch after the commit, compared with the tag.
-    """
+    """By the touch that the advancing tag gives: nothing is made due by hand."""
 
     async def run() -> None:
         async with open_shop(database, tagged, policy=replace(POLICY, confirmations=tag)) as shop:

@@ -175,10 +175,20 @@ def with_its_own_loop(coroutine: Any) -> None:
 # a database that goes away
 
 
-def test_leases_whose_grant_was_not_heard_of_are_given_back(
-    database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lost", ["the grant", "the write"])
+def test_leases_of_which_nothing_was_heard_are_given_back(
+    database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    """The connection breaks after the claim. Seen to fail (leased for half a minute) when that is not remembered."""
+    """The connection breaks after the claim, or before the write.
+
+    Seen to fail (leased for half a minute) when it is not remembered that something may be held.
+    """
+    claim = leases.claim
+
+    async def claim_unheard(*arguments: Any, **figures: Any) -> Any:
+        monkeypatch.undo()
+        await claim(*arguments, **figures)
+        raise StoreUnavailable("the answer was lost")
 
     async def run() -> None:
         async with open_shop(database, anvil) as shop:
@@ -187,7 +197,10 @@ def test_leases_whose_grant_was_not_heard_of_are_given_back(
                 await shop.pay(id_)
             await shop.chain.mine()
             await shop.desk.scan()
-            while_deciding(monkeypatch, lambda: end_connections(database, f"{shop.desk.owner}/look"))
+            if lost == "the grant":
+                monkeypatch.setattr(leases, "claim", claim_unheard)
+            else:
+                while_deciding(monkeypatch, lambda: end_connections(database, f"{shop.desk.owner}/look"))
             with pytest.raises(StoreUnavailable):
                 await shop.desk.reconciler.look_around()
             assert {row["reconcile_lease_owner"] for row in shop.rows().values()} == {shop.desk.owner}
@@ -258,9 +271,9 @@ def test_of_two_scanners_one_commits_and_the_other_is_fenced(
 ) -> None:
     """The first was thought dead: its lease was given to the second while its blocks were on their way.
 
-    Seen to fail (two commits, or an exception) without the fence of the cursor.
+    Seen to fail (the database rejects the block, which is there) without the fence of the cursor.
     """
-    commit = ledger.commit
+    commit, done = ledger.commit, []
 
     async def run() -> None:
         async with open_shop(database, anvil) as shop, Desk(database, anvil.url, slot=1) as second:
@@ -274,12 +287,12 @@ def test_of_two_scanners_one_commits_and_the_other_is_fenced(
                 monkeypatch.undo()
                 database.execute("UPDATE app.chain_cursors SET scan_lease_until = now() - interval '1 second'")
                 await second.scan()
-                done = await commit(*arguments, **figures)
-                assert done is None
-                return done
+                done.append(await commit(*arguments, **figures))
+                return done[0]
 
             monkeypatch.setattr(ledger, "commit", overtaken)
             assert await shop.desk.scanner.turn() > 0
+            assert done == [None]
             assert shop.cursor()["scan_lease_owner"] == second.owner
             assert shop.scanned() == await shop.chain.height()
             await shop.pay(id_, 5)
