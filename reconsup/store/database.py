@@ -2,10 +2,10 @@
 
 `fetch` sends one autocommitted statement. `transact` sends several, each after the one before was answered, and
 COMMIT only when the work itself returned: a fence that did not hold can still roll back. Every wait is bounded, on
-the server (lock, statement and idle time-outs, each at most a third of the lease) and on the client: a frozen
-process must not hold a network, nor a silent network a process (two thirds of a lease, and up to ten seconds in which
-psycopg tries to cancel what was sent). Statements are not sent as a pipeline: between
-two of its statements PostgreSQL counts nobody as idle, and a process frozen there would keep its locks for ever.
+the server (lock, statement and idle time-outs, each at most a third of the lease) and on the client (two thirds, and up
+to ten seconds in which psycopg tries to cancel what was sent): a frozen process must not hold a network, nor a silent
+network a process. Statements are not sent as a pipeline: between two of its statements PostgreSQL counts nobody as
+idle, and a process frozen there would keep its locks for ever.
 
 Nothing here depends on a session: no LISTEN, no advisory lock, no prepared statement, so a PgBouncer in
 transaction mode changes nothing.

@@ -23,9 +23,9 @@ GHOST_SECONDS = 0.5
 TOUCHED: LiteralString = """
   CASE WHEN r.reconcile_lease_owner IS NULL THEN LEAST(r.next_reconcile_at, now()) ELSE now() END"""
 
-# The epoch of a row that is leased to `owner`, null for any other. Said in one expression, because no index serves it:
-# PostgreSQL expects next to no rows of one owner, its statistics having been taken when few were leased, and would go
-# by the owner's index to compare each row of a batch with every other (at 5000 rows for ten seconds).
+# The epoch of a row that is leased to `owner`, null for any other; in one expression, of which PostgreSQL expects
+# nothing. Of the owner alone it expects next to no rows, because its statistics were taken when few were leased, and
+# may then compare each row of a batch with every other (seen: ten seconds for 5000 rows).
 HELD_EPOCH: LiteralString = " CASE WHEN r.reconcile_lease_owner = %(owner)s THEN r.reconcile_lease_epoch END "
 
 

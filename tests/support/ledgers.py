@@ -5,6 +5,7 @@ created now.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -22,7 +23,7 @@ from reconsup.store.cursor import Cursor, Tags
 from reconsup.store.database import Database
 from reconsup.store.leases import Batch
 from reconsup.store.ledger import Committed, RolledBack
-from reconsup.store.persist import Against, Failure
+from reconsup.store.persist import Against, Failure, Persisted, persist
 from tests.support import postgres
 
 NETWORK = Network("ethereum", "local")
@@ -69,6 +70,10 @@ class Emptied(postgres.Database):
         """Insert one request as the payment service does; its id."""
         return postgres.insert_request(self.outsider, **columns)
 
+    def insert_many(self, count: int, **columns: Any) -> list[str]:
+        """Insert so many requests, each with an address of its own; their ids."""
+        return [self.insert(**columns) for _ in range(count)]
+
 
 def store(database: postgres.Database, name: str = "test", *, lease_seconds: float = LEASE_SECONDS) -> Database:
     """A connection to the test's database; open it with `async with`."""
@@ -90,6 +95,27 @@ def settlements_of(database: Emptied, id_: str) -> dict[str, dict[str, Any]]:
 def history_of(database: Emptied, id_: str) -> list[dict[str, Any]]:
     """All columns of a request's history, oldest first."""
     return database.rows("SELECT * FROM app.payment_request_transitions WHERE payment_request_id = %s ORDER BY id", id_)
+
+
+def everything(database: Emptied) -> list[list[dict[str, Any]]]:
+    """All rows of all tables that a commit or a rollback writes."""
+    tables = ("chain_cursors", "chain_blocks", "chain_credits", "payment_requests", "payment_request_settlements")
+    return [database.rows(f"SELECT t::text FROM app.{table} t ORDER BY 1") for table in tables]
+
+
+def put_off(database: Emptied) -> None:
+    """Nothing is due: whoever is due after this was touched."""
+    database.execute("UPDATE app.payment_requests SET next_reconcile_at = now() + interval '1 day'")
+
+
+def due_in_seconds(row: dict[str, Any]) -> float:
+    """How long until the row is due; negative when it is."""
+    return float((row["next_reconcile_at"] - datetime.now(UTC)).total_seconds())
+
+
+def is_due_and_free(row: dict[str, Any]) -> bool:
+    """Whether anybody may claim the row at once."""
+    return row["reconcile_lease_owner"] is None and due_in_seconds(row) <= 0
 
 
 def cursor_of(database: Emptied, network: Network = NETWORK) -> dict[str, Any]:
@@ -232,6 +258,18 @@ def decided(
 def all_of(batch: Batch, outcome: Decision | Failure) -> dict[str, Decision | Failure]:
     """The same outcome for every claim of a batch."""
     return dict.fromkeys(ids_of(batch), outcome)
+
+
+async def persisted(
+    database: Database,
+    batch: Batch,
+    outcomes: Mapping[str, Decision | Failure] | Decision | Failure,
+    due_against: Against = "scanned",
+) -> Persisted:
+    """`persist` of an outcome for each claim, or of the same one for all."""
+    if not isinstance(outcomes, Mapping):
+        outcomes = all_of(batch, outcomes)
+    return await persist(database, batch, outcomes, worker_id="host-0", due_against=due_against)
 
 
 def with_epochs(batch: Batch, change: int) -> Batch:

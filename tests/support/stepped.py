@@ -95,6 +95,14 @@ async def until_blocked(url: str, name: str) -> None:
     await until(url, "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'", name)
 
 
+async def until_done_or_blocked(url: str, name: str, task: asyncio.Task[Any]) -> None:
+    """Wait until the task is done, as it is when a guard is missing, or its connection waits for a lock."""
+    blocked = asyncio.create_task(until_blocked(url, name))
+    await asyncio.wait({task, blocked}, return_when=asyncio.FIRST_COMPLETED)
+    blocked.cancel()
+    await asyncio.gather(blocked, return_exceptions=True)
+
+
 async def until(url: str, query: Any, *values: Any) -> None:
     """Wait until a query has a row; fail after the deadline."""
     deadline = time.monotonic() + DEADLINE_SECONDS
