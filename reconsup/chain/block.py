@@ -73,9 +73,10 @@ class Block:
 
 
 def links(headers: Sequence[Header]) -> bool:
-    """Whether headers, lowest first, form one unbroken chain by height and parent hash."""
+    """Whether headers, lowest first, form one unbroken chain by height, parent hash and time."""
     return all(
-        upper.height == lower.height + 1 and upper.parent_hash == lower.block_hash for lower, upper in pairwise(headers)
+        upper.height == lower.height + 1 and upper.parent_hash == lower.block_hash and upper.time >= lower.time
+        for lower, upper in pairwise(headers)
     )
 
 

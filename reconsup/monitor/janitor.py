@@ -104,8 +104,10 @@ class Janitor:
         )
 
     async def _sweep(self) -> None:
+        self._sweep_at = (
+            time.monotonic() + self._sweep_seconds
+        )  # also if it fails: it may be too much for this database
         swept = await leases.sweep(self._database, self._networks)
-        self._sweep_at = time.monotonic() + self._sweep_seconds
         if swept:
             # somebody changed them by hand: nothing would have looked at them again
             log.warning("requests_swept", requests=swept)

@@ -16,7 +16,7 @@ from reconsup.payments.request import TRANSITIONS, PaymentRequest, Reason, RowEr
 from reconsup.payments.settlement import Orphaning, Settlement, height_that_reaches, is_reached, total
 
 BACKOFF_SECONDS_MAX = 300.0
-UNREAD_PAST_SECONDS = 300.0
+UNREAD_PAST_SECONDS = 300.0  # at first; a tenth of its age later on
 LOOK_SECONDS_MAX = 6 * 3600.0  # a safety net: nothing that waits for chain time is forgotten for longer
 HEIGHT_SLACK_SECONDS = 60.0
 
@@ -200,7 +200,8 @@ def _look(request: PaymentRequest, money: _Money, view: ChainView, policy: Polic
     if height is not None:
         return _look_for_depth(height, view, policy)
     if not request.admitted:
-        return Look(seconds=UNREAD_PAST_SECONDS)
+        age_seconds = (view.tip_time - request.created_at).total_seconds()
+        return Look(seconds=min(LOOK_SECONDS_MAX, max(UNREAD_PAST_SECONDS, age_seconds / 10)))
     wait_seconds = (_deadline(request, policy) - view.tip_time).total_seconds()
     if wait_seconds >= 0:
         # A tip that is old already (the scan catches up, or the chain stands still) has used up part of the wait.

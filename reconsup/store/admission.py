@@ -37,6 +37,27 @@ async def admit(database: Database, batch: Batch) -> frozenset[str]:
     return await database.transact(work)
 
 
+async def look_again(database: Database, batch: Batch) -> None:
+    """Settle once more what the tail holds for the requests of a batch, admitted or not.
+
+    For rows that are about to expire: a correction by hand (address, token, a twin that is gone) may have made a
+    credit theirs after its block was committed.
+    """
+    parameters = {
+        "chain": batch.network.chain,
+        "network": batch.network.name,
+        "owner": batch.owner,
+        "ids": [claim.request.id for claim in batch.claims],
+        "epochs": [claim.epoch for claim in batch.claims],
+    }
+
+    async def work(transaction: Transaction) -> None:
+        await transaction.send(_SHARE_CURSOR, parameters)
+        await transaction.send(_SETTLE_TAIL, parameters)
+
+    await database.transact(work)
+
+
 async def repair(database: Database, batch: Batch, ids: Sequence[str]) -> int:
     """Make settlements canonical again that another program disowned without a proof; how many.
 

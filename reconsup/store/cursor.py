@@ -134,7 +134,7 @@ async def start_again(database: Database, cursor: Cursor) -> bool:
 
 
 async def stored_hashes(database: Database, cursor: Cursor) -> dict[int, str]:
-    """Height → hash of every block of the tail, and of the tip."""
+    """Height → hash of every block of the tail, of the one below it, and of the tip."""
     rows = await database.fetch(_STORED, _key(cursor.network))
     return dict(rows) | {cursor.scanned_height: cursor.tip_hash}
 
@@ -273,4 +273,12 @@ _START_AGAIN: LiteralString = (
     + FENCE
     + "RETURNING 1"
 )
-_STORED: LiteralString = "SELECT k.height, k.block_hash FROM app.chain_blocks k WHERE" + _OF_NETWORK
+_STORED: LiteralString = (
+    "SELECT k.height, k.block_hash FROM app.chain_blocks k WHERE"
+    + _OF_NETWORK
+    + """
+UNION ALL (
+  SELECT k.height - 1, k.parent_hash FROM app.chain_blocks k WHERE"""
+    + _OF_NETWORK
+    + "AND k.height > 0 ORDER BY k.height LIMIT 1)"
+)

@@ -69,7 +69,7 @@ def _chain_view(row: Row) -> ChainView:
         scanned_height=row.scanned_height,
         tip_time=row.tip_time,
         tip_age_seconds=row.tip_age_seconds,
-        block_seconds=BLOCK_SECONDS_UNKNOWN if row.block_seconds is None else row.block_seconds,
+        block_seconds=BLOCK_SECONDS_UNKNOWN if row.block_seconds is None else max(0.0, row.block_seconds),
         expiry_time=row.expiry_time,
         safe_height=row.safe_height,
         finalized_height=row.finalized_height,
@@ -120,9 +120,11 @@ def _is_disowned(row: Row) -> bool:
     return row.evidence_ref is not None and not row.is_canonical and _orphaning(row) is None
 
 
+# A settlement above the tail's start counts only while its very block is stored: after the chain's tables were made
+# anew, or lost, it must be seen again first.
 _VIEW: LiteralString = """
 WITH cursor AS MATERIALIZED (
-  SELECT k.chain_id, k.next_height - 1 AS scanned_height, k.tip_time, k.safe_height, k.finalized_height,
+  SELECT k.chain_id, k.next_height - 1 AS scanned_height, k.tail_start, k.tip_time, k.safe_height, k.finalized_height,
          extract(epoch FROM now() - k.tip_time)::float8 AS tip_age_seconds,
          (SELECT b.block_time FROM app.chain_blocks b
           WHERE b.chain = k.chain AND b.network = k.network
@@ -164,5 +166,9 @@ CROSS JOIN cursor k
 LEFT JOIN app.payment_request_settlements s
   ON s.payment_request_id = r.id AND s.metadata ? 'first_block_time'
   AND s.block_hash IS NOT NULL AND s.block_height IS NOT NULL
+  AND (NOT s.is_canonical OR s.metadata ? 'reorg' OR s.block_height < k.tail_start OR EXISTS (
+    SELECT FROM app.chain_blocks b WHERE b.chain = r.chain AND b.network = r.network
+      AND b.height = s.block_height AND b.block_hash = s.block_hash
+    OFFSET 0))
 ORDER BY r.id, s.block_height, s.evidence_ref
 """

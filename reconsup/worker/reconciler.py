@@ -152,6 +152,8 @@ class Reconciler:
         batch = await self._admit(batch)
         seen = await self._view(batch, policy)
         outcomes = {} if seen is None else self._decide(batch, seen, policy)
+        if any(_expires(claim, outcomes) for claim in batch.claims):
+            outcomes = await self._look_before_expiry(batch, outcomes, policy)
         held = batch
         if batch.claimed_at + self._duty.lease_seconds / 3 < time.monotonic() < batch.trusted_until:
             held = await leases.renew(self._database, batch, lease_seconds=self._duty.lease_seconds)
@@ -161,6 +163,13 @@ class Reconciler:
             self._database, held, outcomes, worker_id=self._duty.worker_id, due_against=against
         )
         return outcomes, _together(persisted, _nothing_written(len(batch.claims) - len(held.claims)))
+
+    async def _look_before_expiry(self, batch: Batch, outcomes: Outcomes, policy: Policy) -> Outcomes:
+        """Expiry is for good, so what the tail holds for these rows is asked once more, and all decided again."""
+        expiring = tuple(claim for claim in batch.claims if _expires(claim, outcomes))
+        await admission.look_again(self._database, replace(batch, claims=expiring))
+        seen = await self._view(batch, policy)
+        return {} if seen is None else self._decide(batch, seen, policy)
 
     async def _write_failure(self, batch: Batch, error: StoreRejected) -> tuple[Outcomes, Persisted]:
         """Note on the only row of a batch that PostgreSQL takes nothing of what we have to say of it."""
@@ -291,3 +300,8 @@ def _together(one: Persisted, other: Persisted) -> Persisted:
         {**one.history, **other.history},
         is_due_again=one.is_due_again or other.is_due_again,
     )
+
+
+def _expires(claim: Claim, outcomes: Outcomes) -> bool:
+    outcome = outcomes.get(claim.request.id)
+    return isinstance(outcome, Decision) and outcome.status is Status.EXPIRED is not claim.request.status

@@ -1,5 +1,6 @@
 """chain.block: links, and the walk back to the fork. Plain calls."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -37,6 +38,8 @@ LINKS = {
     "one": ([at(5)], True),
     "two in order": ([at(5), at(6)], True),
     "a gap": ([at(5), at(7)], False),
+    "at the same second": ([at(5), replace(at(6), time=time_of(5))], True),
+    "back in time": ([at(5), replace(at(6), time=time_of(4))], False),
     "highest first": ([at(6), at(5)], False),
     "another branch above": ([at(5), at(6, "b")], False),
     "a branch that leaves here": ([at(5), at(6, "b", "a")], True),

@@ -147,9 +147,13 @@ def test_a_single_confirmation_for_expiry_still_waits_for_a_new_block() -> None:
     assert look(request(), tip=133, expiry_time=None, policy=policy).height == SCANNED + 1
 
 
-def test_a_request_whose_past_is_not_read_looks_at_it_again_in_five_minutes() -> None:
+def test_a_request_whose_past_is_not_read_looks_at_it_again_in_five_minutes_and_backs_off_with_its_age() -> None:
+    """Seen to look every five minutes for ever: a million old requests would cost 3,300 looks a second."""
+    old, ancient = after_deadline(-10_600), after_deadline(-(10**7))
+
     assert look(request(admitted=False), tip=-600) == Look(seconds=300)
-    assert look(request(admitted=False), tip=999) == Look(seconds=300)
+    assert look(request(admitted=False, created_at=old), tip=-600) == Look(seconds=1000)
+    assert look(request(admitted=False, created_at=ancient), tip=-600) == Look(seconds=6 * 3600)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ def anvil(anvil_process: Anvil) -> Iterator[Anvil]:
     """An empty chain that mines a block for each transaction (`rpc("evm_setAutomine", False)` stops that)."""
     snapshot = anvil_process.rpc("evm_snapshot")
     yield anvil_process
-    anvil_process.rpc("anvil_dropAllTransactions")  # a revert leaves them in the pool, and the next test would mine them
+    anvil_process.rpc(
+        "anvil_dropAllTransactions"
+    )  # a revert leaves them in the pool, and the next test would mine them
     anvil_process.rpc("evm_setAutomine", True)
     anvil_process.rpc("evm_setIntervalMining", 0)
     assert anvil_process.rpc("evm_revert", snapshot) is True

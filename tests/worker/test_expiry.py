@@ -233,3 +233,51 @@ def test_a_request_older_than_the_tail_is_confirmed_when_it_is_paid_in_time(data
             assert shop.reasons(id_) == ["payment_confirmed"]
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("corrected", ["token", "settlement"])
+def test_a_payment_that_became_its_own_after_the_block_was_read_is_found_before_it_expires(
+    database: Database, anvil: Anvil, corrected: str
+) -> None:
+    """A wrong token put right by hand, a settlement deleted by hand: both were seen to expire, paid in time."""
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            now = await shop.now()
+            id_ = await shop.token_request(created_at=now, expires_at=now + SOON)
+            right = shop.row(id_)["token_contract"]
+            await shop.work()
+            assert shop.row(id_)["reconcile_admitted_height"] is not None
+            if corrected == "token":
+                database.execute("UPDATE app.payment_requests SET token_contract = '0xdead' WHERE id = %s", [id_])
+                await shop.chain.send_token(right, shop.row(id_)["address_canonical"], 5_000_000)
+                await shop.chain.mine()
+            else:
+                await shop.pay(id_)
+            await shop.desk.scan()
+            database.execute("DELETE FROM app.payment_request_settlements")
+            database.execute("UPDATE app.payment_requests SET token_contract = %s WHERE id = %s", [right, id_])
+            await let_it_end(shop, id_)
+            await shop.work()
+            await shop.work()
+            assert shop.status(id_) == "confirmed"
+
+    asyncio.run(run())
+
+
+def test_money_in_a_block_that_is_not_stored_any_more_counts_only_once_it_is_seen_again(
+    database: Database, anvil: Anvil
+) -> None:
+    """After the chain's tables were made anew; it was seen to be confirmed by blocks of another branch."""
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            id_ = await shop.request()
+            await shop.pay(id_)
+            await shop.desk.scan()
+            database.execute("UPDATE app.chain_blocks SET block_hash = '0xother' WHERE height = %s", [shop.scanned()])
+            await shop.chain.mine(5)
+            await shop.work()
+            assert shop.status(id_) == "pending"
+
+    asyncio.run(run())
