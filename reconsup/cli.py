@@ -6,6 +6,7 @@ traceback.
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ EXIT_UNAVAILABLE = 69
 EXIT_CONFIG = 78
 
 EMBEDDED = "embedded:"
+IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 MEMORY_FOLDER = "/dev/shm"  # noqa: S108 - a folder of ours is made in it
 PROBE_SLACK_SECONDS = 10.0  # the probe ends by itself at the start deadline; this bounds one that hangs
 
@@ -47,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(EXIT_CONFIG)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # `reconsup check | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,6 +119,8 @@ def _run(parsed: argparse.Namespace) -> int:
     log = logs.get_logger()
     for warning in (*settings.warnings, *_unused_urls(settings)):
         log.warning("settings", warning=warning)
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)  # left as they are they would kill or stop the supervisor on the spot
     with ExitStack() as stack:
         with_database = _with_database(settings, stack)
         return EXIT_UNAVAILABLE if with_database is None else _supervise(with_database, stack)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 ETHEREUM = "ethereum"
+NATIVE_ASSET = "ETH"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -83,6 +84,7 @@ class PaymentRequest:
 
     id: str
     network: str
+    asset: str
     status: Status
     expected_amount_minor: int | None
     chain_id: int | None
@@ -101,6 +103,8 @@ class PaymentRequest:
         if self.chain_id != chain_id:
             return RowError.CHAIN_ID_MISMATCH
         if bool(self.token_standard) != bool(self.token_contract):  # "" would be matched as native value
+            return RowError.TOKEN_CONTRACT_MISSING
+        if not self.token_contract and self.asset != NATIVE_ASSET:  # USDT without its contract is not paid in wei
             return RowError.TOKEN_CONTRACT_MISSING
         if self.expected_amount_minor is not None and self.expected_amount_minor < 0:
             return RowError.AMOUNT_NEGATIVE

@@ -162,6 +162,7 @@ def _claim_of(row: Row, network: Network) -> Claim:
     (
         id_,
         status,
+        asset,
         expected,
         chain_id,
         standard,
@@ -176,6 +177,7 @@ def _claim_of(row: Row, network: Network) -> Claim:
     request = PaymentRequest(
         id=id_,
         network=network.name,
+        asset=asset,
         status=Status(status),
         expected_amount_minor=expected,
         chain_id=chain_id,
@@ -191,7 +193,8 @@ def _claim_of(row: Row, network: Network) -> Claim:
 # NaN is a value of numeric and no amount; a negative one is a row error, which is what such a row must become.
 # An infinite time is one of timestamptz; Python has none, so it becomes one that is very far away.
 _COLUMNS: LiteralString = """
-  r.id, r.status, CASE WHEN r.expected_amount_minor = 'NaN' THEN -1 ELSE r.expected_amount_minor END AS expected,
+  r.id, r.status, r.asset,
+  CASE WHEN r.expected_amount_minor = 'NaN' THEN -1 ELSE r.expected_amount_minor END AS expected,
   r.chain_id, r.token_standard, r.token_contract,
   LEAST(GREATEST(r.expires_at, '1970-01-01 00:00Z'), '9000-01-01 00:00Z') AS expires_at,
   LEAST(GREATEST(r.created_at, '1970-01-01 00:00Z'), '9000-01-01 00:00Z') AS created_at,

@@ -20,6 +20,7 @@ _BELONGS: LiteralString = (
     + """
     AND lower(coalesce(r.token_contract, '')) = c.token_contract
     AND (r.token_contract IS NULL) = (r.token_standard IS NULL)
+    AND (c.token_contract <> '' OR r.asset = 'ETH')
     AND c.block_time >= r.created_at - interval '15 minutes'
   OFFSET 0) """
 )

@@ -28,6 +28,7 @@ def request(status: Status = Status.PENDING, expected: int | None = 100, **chang
     row: dict[str, Any] = {
         "id": "pr_1",
         "network": "local",
+        "asset": "ETH",
         "chain_id": CHAIN_ID,
         "token_standard": None,
         "token_contract": None,

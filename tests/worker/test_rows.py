@@ -156,3 +156,18 @@ def test_a_request_without_end_never_expires_and_is_confirmed(database: Database
             assert shop.status(endless) == "confirmed"
 
     asyncio.run(run())
+
+
+def test_a_usdt_request_without_any_token_column_is_not_paid_in_wei(database: Database, anvil: Anvil) -> None:
+    """Its amount is in token units: 5,000,000 wei are worth nothing. Seen to be confirmed without the asset's check."""
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            id_ = await shop.request(asset="USDT", expected_amount_minor=5_000_000)
+            await shop.pay(id_)
+            await shop.work()
+            assert shop.status(id_) == "pending"
+            assert shop.row(id_)["reconcile_error"] == "token_contract_missing"
+            assert shop.settlements(id_) == {}
+
+    asyncio.run(run())
