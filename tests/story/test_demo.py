@@ -58,7 +58,14 @@ def is_gone(folder: Path) -> Callable[[], bool]:
 
 def start(folder: Path, *flags: str, stdout: int) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, "TMPDIR": str(folder), "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-    return subprocess.Popen([*DEMO, *flags], env=environment, stdout=stdout, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [*DEMO, *flags],
+        env=environment,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        # a shell gives what it starts in the background, the tests with it, an INT that is ignored: not so a terminal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def test_it_ends_by_itself_with_a_summary_and_leaves_nothing(folder: Path) -> None:
