@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import lease_history
 from tests.support.ledgers import Emptied
 from tests.support.postgres import Postgres
 
@@ -20,8 +21,8 @@ TABLES = (
 
 
 @pytest.fixture(scope="session")
-def _kept(postgres: Postgres, migrated_template: str) -> Iterator[Emptied]:
-    database = postgres.create(migrated_template)
+def _kept(postgres: Postgres, watched_template: str) -> Iterator[Emptied]:
+    database = postgres.create(watched_template)
     with database.connect() as outsider:
         outsider.execute("SET lock_timeout = '5s'")
         yield Emptied(database.name, database.url, outsider)
@@ -29,8 +30,13 @@ def _kept(postgres: Postgres, migrated_template: str) -> Iterator[Emptied]:
 
 
 @pytest.fixture
-def emptied(_kept: Emptied) -> Emptied:
-    """The finished schema without a row in it, not to be altered: whoever alters takes `database`."""
+def emptied(_kept: Emptied) -> Iterator[Emptied]:
+    """The finished schema without a row in it, not to be altered: whoever alters takes `database`.
+
+    No two may hold one request together; that is looked at once more when the test is done.
+    """
     for table in TABLES:
         _kept.execute(f"DELETE FROM app.{table}")
-    return _kept
+    lease_history.forget(_kept)
+    yield _kept
+    assert lease_history.complaints(_kept) == []

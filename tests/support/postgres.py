@@ -21,6 +21,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from reconsup.store import embedded, migrate
+from tests.support import lease_history
 
 PREFIX = "reconsup-test-pg-"
 MEMORY_BYTES_MIN = 2 << 30  # a test run uses some 100 MB, and others may run beside it
@@ -36,8 +37,11 @@ class Database:
     url: str
 
     def connect(self, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
-        """Open a connection in autocommit mode; close it (`with`) or leave it to the end of the test."""
-        return psycopg.connect(self.url, **{"autocommit": True, **options})
+        """Open a connection in autocommit mode; close it (`with`) or leave it to the end of the test.
+
+        It is somebody outside reconsup: what it does to leases is done by hand, and no history has to explain it.
+        """
+        return psycopg.connect(self.url, **{"autocommit": True, "options": lease_history.BY_HAND, **options})
 
     def fetch(self, query: str, values: Any = None) -> list[tuple[Any, ...]]:
         """Execute one query over a connection of its own and return the rows."""
@@ -123,9 +127,30 @@ def migrated_template(postgres: Postgres) -> str:
     return name
 
 
+@pytest.fixture(scope="session")
+def watched_template(postgres: Postgres, migrated_template: str) -> str:
+    """Name of a database like `migrated_template`, in which the history of leases is kept."""
+    name = "watched"
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
+    lease_history.install(Database(name, postgres.url_of(name)))
+    return name
+
+
 @pytest.fixture
-def database(postgres: Postgres, migrated_template: str) -> Iterator[Database]:
-    """A fresh database with the finished schema and no rows."""
+def database(postgres: Postgres, watched_template: str) -> Iterator[Database]:
+    """A fresh database with the finished schema and no rows; no two may hold one request together."""
+    fresh = postgres.create(watched_template)
+    try:
+        yield fresh
+        assert lease_history.complaints(fresh) == []
+    finally:
+        postgres.drop(fresh)
+
+
+@pytest.fixture
+def unwatched(postgres: Postgres, migrated_template: str) -> Iterator[Database]:
+    """A fresh database as a migration leaves it: with the finished schema, no rows and nothing of the tests'."""
     fresh = postgres.create(migrated_template)
     yield fresh
     postgres.drop(fresh)
