@@ -25,7 +25,7 @@ from tests.support.ledgers import (
     request_of,
     store,
 )
-from tests.support.stepped import DEADLINE_SECONDS, Stepped, until_blocked
+from tests.support.stepped import Stepped, until_blocked, until_done_or_blocked
 
 pytestmark = pytest.mark.service
 
@@ -323,9 +323,10 @@ def test_the_dead_workers_connections_are_ended_before_its_leases_are_given_back
                 persist(ghost, batch, all_of(batch, decided(Status.PENDING, seconds=9.0)), worker_id="host-0")
             )
             await ghost.reached()
-            async with asyncio.timeout(DEADLINE_SECONDS / 2):
-                buried = await leases.bury(janitor, incarnation="00000000000000aa", owner=OWNER, row=id_)
-            assert buried.requests == 1
+            burying = asyncio.create_task(leases.bury(janitor, incarnation="00000000000000aa", owner=OWNER, row=id_))
+            await until_done_or_blocked(emptied.url, "janitor", burying)
+            assert burying.done()
+            assert (await burying).requests == 1
             assert request_of(emptied, id_)["reconcile_crashes"] == 1  # nothing of the ghost's was written
             assert emptied.fetch(
                 "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'reconsup/%'"

@@ -32,7 +32,7 @@ from tests.support.ledgers import (
     request_of,
     store,
 )
-from tests.support.stepped import DEADLINE_SECONDS, Stepped, without
+from tests.support.stepped import Stepped, until_done_or_blocked, without
 
 pytestmark = pytest.mark.service
 
@@ -98,16 +98,17 @@ def test_two_claimers_get_disjoint_rows_and_neither_waits(emptied: Emptied) -> N
     async def story() -> None:
         async with (
             Stepped(emptied.url, before="COMMIT", in_transaction=True) as slow,
-            store(emptied) as quick,
+            store(emptied, "quick") as quick,
         ):
             await ready(quick)
             first = asyncio.create_task(claimed(slow, owner=OWNER, limit=4))
             await slow.reached()
-            async with asyncio.timeout(DEADLINE_SECONDS / 2):
-                second = await claimed(quick, owner=OTHER, limit=4)
+            second = asyncio.create_task(claimed(quick, owner=OTHER, limit=4))
+            await until_done_or_blocked(emptied.url, "quick", second)
+            assert second.done()
             slow.go()
             assert ids_of(await first) == ids[:4]
-            assert ids_of(second) == ids[4:]
+            assert ids_of(await second) == ids[4:]
         assert emptied.fetch(
             "SELECT reconcile_lease_owner, count(*) FROM app.payment_requests GROUP BY 1 ORDER BY 1"
         ) == [(OWNER, 4), (OTHER, 2)]
@@ -200,10 +201,21 @@ def test_every_status_but_failed_is_looked_at_when_due(emptied: Emptied, status:
     asyncio.run(story())
 
 
-def test_rows_that_cannot_be_claimed_do_not_use_up_the_limit(emptied: Emptied) -> None:
-    """Seen to fail when the lease condition stands outside the limited query."""
-    emptied.insert_many(5, reconcile_lease_owner=OTHER, reconcile_lease_until=now() + timedelta(hours=1),
-           next_reconcile_at=now() - timedelta(hours=1))  # fmt: skip
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"reconcile_lease_owner": OTHER, "reconcile_lease_until": now() + timedelta(hours=1)},
+        {"status": "failed"},
+        {"network": "mainnet"},
+        {"reconcile_crashes": 1},
+    ],
+    ids=lambda columns: next(iter(columns)),
+)
+def test_rows_that_cannot_be_claimed_do_not_use_up_the_limit(emptied: Emptied, columns: dict[str, Any]) -> None:
+    """They come first in the order of the claim. Seen to fail for each when its condition stands outside the limited
+    query: whoever comes after them is never looked at.
+    """
+    emptied.insert_many(5, next_reconcile_at=now() - timedelta(hours=1), **columns)
     ordinary = emptied.insert()
 
     async def story() -> None:
@@ -212,6 +224,33 @@ def test_rows_that_cannot_be_claimed_do_not_use_up_the_limit(emptied: Emptied) -
             assert ids_of(await claimed(worker, limit=2)) == [ordinary]
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    "methods_off",
+    [(), ("hashjoin", "mergejoin"), ("hashjoin", "mergejoin", "hashagg", "sort", "material")],
+    ids=["as planned", "nested loops", "the limited query inside"],
+)
+def test_a_claim_leases_no_more_rows_than_its_limit_whatever_the_plan(
+    emptied: Emptied, methods_off: tuple[str, ...]
+) -> None:
+    """With stale statistics PostgreSQL may run a limited subquery once for each row outside; each time it skips what is
+    leased already and finds others. The last plan is that one, forced.
+
+    Seen to fail there (100 rows leased) when the limited query stands in an IN and not in a CTE.
+    """
+    emptied.insert_many(100)
+
+    async def story() -> None:
+        url = without(emptied.url, *methods_off)
+        async with Database(url, application_name="t", lease_seconds=LEASE_SECONDS) as worker:
+            await ready(worker)
+            assert len((await claimed(worker, limit=10)).claims) == 10
+
+    asyncio.run(story())
+    assert emptied.fetch("SELECT count(*) FROM app.payment_requests WHERE reconcile_lease_owner = %s", [OWNER]) == [
+        (10,)
+    ]
 
 
 def test_no_cursor_grants_nothing(emptied: Emptied) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from reconsup.payments.request import Status
+from reconsup.store import admission
 from reconsup.store import cursor as cursors
 from reconsup.store.persist import persist
 from tests.support.ledgers import (
@@ -188,3 +189,42 @@ def test_touch_and_persist_do_not_deadlock(emptied: Emptied, who: str) -> None:
 
     asyncio.run(story())
     assert len(settlements_of(emptied, first)) == len(settlements_of(emptied, second)) == 1
+
+
+@pytest.mark.parametrize("who", ["commit", "admission"])
+def test_admission_and_commit_do_not_deadlock(emptied: Emptied, who: str) -> None:
+    """Both take the cursor first, and requests after it.
+
+    Seen to fail (40P01, a statement is sent again) when the commit touches before it moves the cursor, and when the
+    admission locks its requests before it shares the cursor.
+    """
+    id_ = emptied.insert(address_canonical=ADDRESS)
+    chain = Chain()
+    chain.mine(ether(ADDRESS, 7), time=now())
+
+    async def story() -> None:
+        async with (
+            Stepped(emptied.url, name="commit") as scanner,
+            Stepped(emptied.url, name="admission") as worker,
+            store(emptied) as helper,
+        ):
+            cursor = await born(helper, chain)
+            batch = await claimed(helper)
+
+            def start(name: str) -> asyncio.Task[Any]:
+                if name == "commit":
+                    return asyncio.create_task(committed(scanner, cursor, *chain.blocks))
+                return asyncio.create_task(admission.admit(worker, batch))
+
+            with emptied.connect(autocommit=False) as holder:
+                holder.execute("SELECT 1 FROM app.payment_requests FOR UPDATE")
+                tasks = []
+                for name in (who, "admission" if who == "commit" else "commit"):
+                    tasks.append(start(name))
+                    await until_blocked(emptied.url, name)
+            await asyncio.gather(*tasks)
+            assert len([s for s in scanner.sent if "SET next_height" in s]) == 1
+            assert len([s for s in worker.sent if "FOR SHARE" in s]) == 1
+
+    asyncio.run(story())
+    assert len(settlements_of(emptied, id_)) == 1

@@ -209,6 +209,32 @@ def test_no_order_of_touch_and_renewal_hides_the_touch(emptied: Emptied, order: 
     assert is_due_and_free(request_of(emptied, id_))
 
 
+def test_a_touch_is_seen_also_when_the_lease_had_ended(emptied: Emptied) -> None:
+    """A worker that is late, and whose row nobody took, still holds it; what it decided is older than the payment.
+
+    The time that the claim wrote has passed, so nothing but now() is another one. Seen to fail (the stale decision is
+    written) when a touch takes the earlier of both times for a leased row, as it does for a free one.
+    """
+    paid = emptied.insert(address_canonical="0xpaid")
+    chain = Chain()
+
+    async def story() -> None:
+        async with store(emptied) as worker, store(emptied) as scanner:
+            cursor = await born(scanner, chain)
+            batch = await claimed(worker)
+            ((ended_at,),) = emptied.fetch(
+                "UPDATE app.payment_requests SET reconcile_lease_until = now(), next_reconcile_at = now()"
+                " RETURNING next_reconcile_at"
+            )
+            late = replace(batch, claims=(replace(batch.claims[0], due_at=ended_at),))
+            await committed(scanner, cursor, chain.mine(ether("0xpaid", 10, "t"), time=now()))
+            done = await persisted(worker, late, decided(Status.EXPIRED, Reason.EXPIRED))
+            assert (done.written, done.refused) == (frozenset(), Counter(touched=1))
+
+    asyncio.run(story())
+    assert request_of(emptied, paid)["status"] == "pending"
+
+
 def test_a_touch_after_the_persist_makes_the_row_due_again(emptied: Emptied) -> None:
     id_ = emptied.insert()
 

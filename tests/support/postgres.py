@@ -2,7 +2,8 @@
 
 One server per test process (so per xdist worker: nothing is shared, nothing to coordinate), started at its first
 use in about 0.6 s and ended with the session; the kernel ends it should the test process be killed. A fresh
-migrated database is a copy of one that was migrated once, which takes some 20 ms.
+migrated database is a copy of one that was migrated once, which takes some 20 ms. Short runs that a test starts
+(tests/guards) borrow its server and its templates instead.
 """
 
 import itertools
@@ -24,6 +25,7 @@ from reconsup.store import embedded, migrate
 from tests.support import lease_history
 
 PREFIX = "reconsup-test-pg-"
+MIGRATED, WATCHED = "migrated", "watched"
 MEMORY_BYTES_MIN = 2 << 30  # a test run uses some 100 MB, and others may run beside it
 
 _numbers = itertools.count(1)
@@ -55,10 +57,17 @@ class Database:
 
 
 @dataclass(frozen=True, slots=True)
+class Borrowed:
+    """A server that another test process started; `MIGRATED` and `WATCHED` are there."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
 class Postgres:
     """The test server."""
 
-    server: embedded.Server
+    server: "embedded.Server | Borrowed"
 
     @property
     def url(self) -> str:
@@ -67,7 +76,7 @@ class Postgres:
 
     def create(self, template: str | None = None) -> Database:
         """Make a database, empty or a copy of `template`."""
-        name = f"{template or 'empty'}_{next(_numbers)}"
+        name = f"{template or 'empty'}_{os.getpid()}_{next(_numbers)}"
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY").format(
             sql.Identifier(name), sql.Identifier(template or "template0")
         )
@@ -87,9 +96,16 @@ class Postgres:
             connection.execute(statement)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--borrow-postgres", metavar="URL", help="a server of the tests that runs, with its templates")
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """The server of this test process."""
+def postgres(pytestconfig: pytest.Config) -> Iterator[Postgres]:
+    """The server of this test process, or the one it was told to borrow."""
+    if borrowed := pytestconfig.getoption("--borrow-postgres"):
+        yield Postgres(Borrowed(borrowed))
+        return
     parent = _roomy_folder()
     _sweep(parent)
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
@@ -120,21 +136,21 @@ def _sweep(parent: Path) -> None:
 @pytest.fixture(scope="session")
 def migrated_template(postgres: Postgres) -> str:
     """Name of a database with the finished schema and no rows, to be copied and never connected to."""
-    name = "migrated"
-    with psycopg.connect(postgres.url, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE migrated TEMPLATE template0")
-    migrate.upgrade(postgres.url_of(name), say=lambda _: None)
-    return name
+    if isinstance(postgres.server, embedded.Server):
+        with psycopg.connect(postgres.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {MIGRATED} TEMPLATE template0")
+        migrate.upgrade(postgres.url_of(MIGRATED), say=lambda _: None)
+    return MIGRATED
 
 
 @pytest.fixture(scope="session")
 def watched_template(postgres: Postgres, migrated_template: str) -> str:
     """Name of a database like `migrated_template`, in which the history of leases is kept."""
-    name = "watched"
-    with psycopg.connect(postgres.url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
-    lease_history.install(Database(name, postgres.url_of(name)))
-    return name
+    if isinstance(postgres.server, embedded.Server):
+        with psycopg.connect(postgres.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {WATCHED} TEMPLATE {migrated_template}")
+        lease_history.install(Database(WATCHED, postgres.url_of(WATCHED)))
+    return WATCHED
 
 
 @pytest.fixture
