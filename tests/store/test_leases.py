@@ -116,6 +116,28 @@ def test_two_claimers_get_disjoint_rows_and_neither_waits(emptied: Emptied) -> N
     asyncio.run(story())
 
 
+def test_a_claim_that_meets_another_never_takes_its_rows(emptied: Emptied) -> None:
+    """Also if it had to wait for it. Seen to fail (refused by the history of leases) without any lock clause: then both
+    find the rows free, and the second one's UPDATE goes by their ids alone.
+    """
+    ids = emptied.insert_many(3)
+
+    async def story() -> None:
+        async with (
+            Stepped(emptied.url, before="COMMIT", in_transaction=True) as slow,
+            store(emptied, "quick") as quick,
+        ):
+            await ready(quick)
+            first = asyncio.create_task(claimed(slow, owner=OWNER))
+            await slow.reached()
+            second = asyncio.create_task(claimed(quick, owner=OTHER))
+            await until_done_or_blocked(emptied.url, "quick", second)
+            slow.go()
+            assert (ids_of(await first), ids_of(await second)) == (ids, [])
+
+    asyncio.run(story())
+
+
 def test_an_open_child_insert_does_not_hide_its_request(emptied: Emptied) -> None:
     """Seen to fail (no row) with FOR UPDATE in place of FOR NO KEY UPDATE."""
     id_ = emptied.insert()

@@ -154,11 +154,11 @@ def test_settlements_are_read_to_the_last_digit_in_the_order_of_the_chain(emptie
 
 
 def test_another_programs_settlements_are_not_seen(emptied: Emptied) -> None:
-    """Seen to fail (money that nobody verified counts) without the mark of our own."""
+    """Below the tail, where no stored block is asked for. Seen to fail (unreadable) without the mark of our own."""
     id_ = insert(emptied)
     emptied.execute(
         "INSERT INTO app.payment_request_settlements (payment_request_id, evidence_ref, amount_minor, confirmations, "
-        "block_height, block_hash, first_seen_at, last_seen_at) VALUES (%s, 'theirs', 5, 9, 100, '0xb', now(), now())",
+        "block_height, block_hash, first_seen_at, last_seen_at) VALUES (%s, 'theirs', 5, 9, 50, '0xb', now(), now())",
         [id_],
     )
 
@@ -201,6 +201,7 @@ def test_a_proof_orphans_a_settlement(emptied: Emptied) -> None:
         '{"first_block_time": "2026-01-01T00:00:00Z", "reorg": {"block_hash": "0xold", "height": 1, '
         '"new_hash": "0x", "scanned_height": 2}}',
     ],
+    ids=["no proof", "a null", "an old block's"],
 )
 def test_a_flag_without_a_proof_of_this_block_is_disowned_not_orphaned(emptied: Emptied, metadata: str) -> None:
     """Seen to fail (a demotion that nothing proves) when any proof will do."""
