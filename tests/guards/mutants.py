@@ -27,8 +27,8 @@ class Swap:
 class Mutant:
     """The program without one guard.
 
-    `test`: the node id of the test that must fail; `fails_with`: the kind of its failure. `without`: what goes
-    wrong for the operator.
+    `test`: the node id of the test that must fail; `fails_with`: how its failure begins (its kind, and words where the
+    kind alone could also mean a broken statement). `without`: what goes wrong for the operator.
     """
 
     module: str

@@ -215,6 +215,19 @@ FENCED = {
         f"{ADMISSION_TESTS}::test_only_rows_that_are_still_leased_are_admitted[reconcile_lease_owner = 'x']",
         "a worker writes settlements of a row that another is deciding, and no touch tells it",
     ),
+    "refused work that stays open": Mutant(
+        DATABASE,
+        (Swap("the transaction must not stay open behind us.\n            await self._roll_back(connection)", ""),),
+        "tests/store/test_database.py::test_work_that_raises_leaves_nothing_behind",
+        "what a fenced worker had already sent is committed together with its next work",
+    ),
+    "transaction without an idle time-out": Mutant(
+        DATABASE,
+        (Swap("SET LOCAL idle_in_transaction_session_timeout = {wait_ms}\n", ""),),
+        "tests/store/test_bounds.py::test_a_frozen_process_does_not_keep_its_locks",
+        "one frozen process holds up a whole network until somebody kills it",
+        fails_with="StoreUnavailable: others were in the way for too long",
+    ),
     "write without trust in the lease": Mutant(
         RECONCILER,
         (Swap("if time.monotonic() > held.trusted_until:", "if False:"),),
@@ -297,11 +310,40 @@ WHOSE_MONEY = {
         f"{LEDGER_TESTS}::test_addresses_that_differ_only_in_case_settle_neither",
         "one payment confirms two requests",
     ),
+    "a tag of any chain": Mutant(
+        CURSOR,
+        (
+            Swap(
+                "b.height = %(finalized)s::bigint AND b.block_hash = %(finalized_hash)s::text",
+                "b.height = %(finalized)s::bigint AND %(finalized_hash)s::text IS NOT NULL",
+            ),
+        ),
+        "tests/store/test_cursor.py::test_a_tag_counts_only_where_its_hash_is_ours",
+        "what another chain finalized is taken as final here: payments are confirmed, and no reorg can take them back",
+    ),
+    "a payment mined again counts from then": Mutant(
+        MATCHING,
+        (Swap("o.payment_request_id = r.id AND split_part(o.evidence_ref, ':', 1) = c.tx_hash", "false"),),
+        "tests/store/test_rollback.py::"
+        "test_a_payment_mined_again_elsewhere_keeps_the_time_at_which_it_was_first_seen",
+        "a payment in time becomes late by a reorg, and its request expires",
+    ),
+    "a payment mined again keeps its old proof": Mutant(
+        MATCHING,
+        (
+            Swap(
+                "s.metadata - 'reorg' || excluded.metadata ELSE",
+                "s.metadata || excluded.metadata ELSE",
+            ),
+        ),
+        "tests/store/test_rollback.py::test_a_payment_mined_again_as_it_was_loses_its_proof",
+        "money that is on the chain again counts as taken back",
+    ),
     "any reorg proof will do": Mutant(
         VIEW,
         (Swap(' or proof["block_hash"] != row.block_hash', ""),),
         "tests/store/test_view.py::test_a_flag_without_a_proof_of_this_block_is_disowned_not_orphaned[an old block's]",
-        "a request is taken back although its payment was mined again",
+        "an old proof, which names another block, takes a request back (or stops its worker, which still asks)",
     ),
     "settlements of anybody": Mutant(
         VIEW,

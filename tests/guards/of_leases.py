@@ -10,6 +10,10 @@ FENCE_TESTS = "tests/store/test_persist_fence.py"
 BACK_TESTS = "tests/store/test_giving_back.py"
 LIMIT_TEST = f"{CLAIM_TESTS}::test_rows_that_cannot_be_claimed_do_not_use_up_the_limit"
 
+# How the history of leases (tests/support/lease_history.sql) says it, as the program passes it on.
+OVERLAP = 'StoreRejected: conflicting key value violates exclusion constraint "never_two_at_the_same_request"'
+HISTORY = "RaiseException: lease history"
+
 # `HELD_EPOCH = x.epoch` says owner and epoch in one; put behind it, these take one of the two out, or let nobody in.
 ANY_EPOCH = "IS NOT NULL"
 ANY_OWNER = "= {of} IS NOT FALSE AND r.reconcile_lease_epoch = {of}"
@@ -38,7 +42,7 @@ CLAIM = {
         (Swap("  FOR NO KEY UPDATE SKIP LOCKED)", ")"),),
         f"{CLAIM_TESTS}::test_a_claim_that_meets_another_never_takes_its_rows",
         "two workers get the same row, one after the other, and both believe in it",
-        fails_with="StoreRejected",  # the history of leases
+        fails_with=OVERLAP,
     ),
     "claim with FOR UPDATE": Mutant(
         LEASES,
@@ -51,14 +55,14 @@ CLAIM = {
         (Swap(LEASE_ENDED, ""),),
         f"{CLAIM_TESTS}::test_a_row_that_is_not_ours_to_claim_is_left_alone[reconcile_lease_owner]",
         "a touched row is taken from the worker that holds it: two work on it at the same time",
-        fails_with="StoreRejected",  # the history of leases
+        fails_with=OVERLAP,
     ),
     "claim without a new epoch": Mutant(
         LEASES,
         (Swap("    reconcile_lease_epoch = r.reconcile_lease_epoch + 1,\n", ""),),
         f"{CLAIM_TESTS}::test_a_lease_that_ended_is_granted_again_with_the_next_epoch",
         "a worker's earlier claim of the same row passes every fence",
-        fails_with="RaiseException",  # the history of leases
+        fails_with=f"{HISTORY}: the owner of",
     ),
     "lease condition after the limit": Mutant(
         LEASES,
@@ -186,14 +190,38 @@ GIVEN_BACK = {
         ),
         f"{CLAIM_TESTS}::test_no_way_of_giving_back_resets_the_epoch",
         "epochs come again, and with them the right to write of whoever was frozen",
-        fails_with="RaiseException",  # the history of leases
+        fails_with=f"{HISTORY}: the epoch of",
     ),
     "epoch reset at persist": Mutant(
         PERSIST,
-        (Swap("\n      reconcile_lease_until = NULL,", "\n      reconcile_lease_until = NULL, reconcile_lease_epoch = 0,"),),
+        (Swap("\n      reconcile_lease_until = NULL,", "\n reconcile_lease_until = NULL, reconcile_lease_epoch = 0,"),),
         f"{CLAIM_TESTS}::test_no_way_of_giving_back_resets_the_epoch",
         "epochs come again, and with them the right to write of whoever was frozen",
-        fails_with="RaiseException",  # the history of leases
+        fails_with=f"{HISTORY}: the epoch of",
+    ),
+    "epoch reset at burial": Mutant(
+        LEASES,
+        (
+            Swap(
+                "reconcile_lease_until = NULL,\n    reconcile_crashes",
+                "reconcile_lease_until = NULL, reconcile_lease_epoch = 0,\n    reconcile_crashes",
+            ),
+        ),
+        f"{CLAIM_TESTS}::test_no_way_of_giving_back_resets_the_epoch",
+        "epochs come again, and with them the right to write of whoever was frozen",
+        fails_with=f"{HISTORY}: the epoch of",
+    ),
+    "epoch reset at hand-back": Mutant(
+        PERSIST,
+        (
+            Swap(
+                "SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL,",
+                "SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL, reconcile_lease_epoch = 0,",
+            ),
+        ),
+        "tests/store/test_hand_back.py::test_a_row_without_an_outcome_is_handed_back_due",
+        "epochs come again, and with them the right to write of whoever was frozen",
+        fails_with=f"{HISTORY}: the epoch of",
     ),
     "hand-back without the epoch": Mutant(
         PERSIST,
