@@ -16,7 +16,6 @@ from tests.guards.of_leases import OF_LEASES
 from tests.support.mutant import Run, in_a_fork
 from tests.support.postgres import Postgres
 
-
 BY_LENGTH = [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in MUTANTS]
 
 

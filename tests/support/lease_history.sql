@@ -69,8 +69,10 @@ BEGIN
         SELECT greatest(now(), max(g.ends)) INTO since FROM lease_history.grants g
         WHERE g.chapter = grant_to.chapter;
     END IF;
+    -- (An intersection, not &&: the constraint's index would find all grants of that time, the key finds the request's.)
     IF EXISTS (SELECT FROM lease_history.grants g
-               WHERE g.chapter = grant_to.chapter AND tstzrange(g.begins, g.ends) && tstzrange(since, greatest(since, until)))
+               WHERE g.chapter = grant_to.chapter
+                 AND NOT isempty(tstzrange(g.begins, g.ends) * tstzrange(since, greatest(since, until))))
     THEN
         PERFORM nextval('lease_history.refusals');  -- remembered here; the constraint is what judges
     END IF;
