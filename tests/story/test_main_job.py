@@ -26,22 +26,37 @@ def test_a_thousand_payments_over_a_hundred_blocks_cost_less_than_a_thousand_cal
 
 
 def test_two_hosts_on_one_database_confirm_each_request_once_and_never_hold_one_together(town: Town) -> None:
-    """The history of leases fails the claim that would overlap another, and tells the fixture `database` of it.
+    """First one host holds everything there is, and is touched, as payments do, when the other comes; then both work.
 
-    Seen to fail (refusals) when the expiry predicate was out.
+    The history of leases fails the claim that would overlap another, and remembers that it did, whatever the program
+    makes of it. Seen to fail (refusals, and the newcomer is never leased) when the expiry predicate was out.
     """
-    ids = town.requests(200)
-    small = {"PAYMENT_REQUEST_RECONCILER_BATCH_SIZE": "5"}  # so that there is work for both
+    ids = town.requests(10)
+    few = {
+        "PAYMENT_REQUEST_RECONCILER_BATCH_SIZE": "5",  # so that there is work for both
+        "PAYMENT_REQUEST_RECONCILER_LEASE_SECONDS": "120",
+    }
     with (
-        Program(town.database.url, town.rpc_urls, folder=town.folder, worker_id="host-a", **small) as one,
-        Program(town.database.url, town.rpc_urls, folder=town.folder, worker_id="host-b", **small) as other,
+        Program(town.database.url, town.rpc_urls, folder=town.folder, worker_id="host-a", **few) as one,
+        psycopg.connect(town.database.url) as blocker,
     ):
         one.wait_ready()
-        other.wait_ready()
-        for start in range(0, 200, 50):
-            town.pay(ids[start : start + 50], a_block=5)
-        wait_for("all are confirmed", lambda: town.statuses() == {"confirmed": 200}, 60)
-        assert (one.stop(), other.stop()) == (0, 0)
+        # Whoever claims now stops at its view, which reads the history: it holds leases and waits.
+        blocker.execute("LOCK TABLE app.payment_request_transitions IN ACCESS EXCLUSIVE MODE")
+        town.pay(ids)
+        wait_for("host-a holds all", lambda: len(town.leases()) == 10)
+        with Program(town.database.url, town.rpc_urls, folder=town.folder, worker_id="host-b", **few) as other:
+            other.wait_ready()
+            town.database.execute("UPDATE app.payment_requests SET next_reconcile_at = now()")
+            (newcomer,) = town.requests(1)
+            wait_for("host-b holds it", lambda: dict(town.leases()).get(newcomer, "").startswith("host-b"))
+            assert sorted(id_ for id_, owner in town.leases() if owner.startswith("host-a")) == ids
+            blocker.rollback()
+            ids += [newcomer, *town.requests(189)]
+            for start in range(10, 200, 50):
+                town.pay(ids[start : start + 50], a_block=5)
+            wait_for("all are confirmed", lambda: town.statuses() == {"confirmed": 200}, 60)
+            assert (one.stop(), other.stop()) == (0, 0)
     confirmations = town.database.fetch(
         "SELECT payment_request_id, count(*) FROM app.payment_request_transitions"
         " WHERE reason = 'payment_confirmed' GROUP BY 1"
