@@ -8,6 +8,7 @@ Time is the chain's. The two figures that come from a clock (how long the tip ha
 row was confirmed) are arguments, and only the first may change *when* we look again.
 """
 
+import math
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
@@ -76,6 +77,9 @@ class Look:
     seconds: float | None = None
     height: int | None = None
 
+    def __post_init__(self) -> None:
+        assert self.seconds is None or math.isfinite(self.seconds), "a look at no time at all would be a look never"
+
 
 WHEN_TOUCHED = Look()
 AT_ONCE = Look(seconds=0.0)  # the same facts move the request a step further
@@ -105,6 +109,9 @@ class _Money:
     late: tuple[Settlement, ...]
 
 
+_NO_MONEY = _Money((), (), (), ())
+
+
 def decide(request: PaymentRequest, facts: Facts, view: ChainView, policy: Policy) -> Decision | RowError:
     """Say what becomes of the request; a RowError when the row itself cannot be decided."""
     error = request.error(chain_id=view.chain_id, shares_address=facts.shares_address)
@@ -113,8 +120,11 @@ def decide(request: PaymentRequest, facts: Facts, view: ChainView, policy: Polic
     money = _sort(request, facts, view, policy)
     status, reason = _next(request, facts, money, view, policy)
     assert status == request.status or reason in TRANSITIONS[request.status, status]
-    after = replace(request, status=status)
-    moves_on = status != request.status and _next(after, facts, money, view, policy)[0] != status
+    moves_on = False
+    after = request
+    if status != request.status:
+        after = replace(request, status=status)
+        moves_on = _next(after, facts, money, view, policy)[0] != status
     counted = money.deep if status == Status.CONFIRMED else money.in_time
     return Decision(
         status=status,
@@ -234,6 +244,8 @@ def _standstill_seconds(view: ChainView) -> float:
 
 
 def _sort(request: PaymentRequest, facts: Facts, view: ChainView, policy: Policy) -> _Money:
+    if not facts.settlements:  # most looks, by far
+        return _NO_MONEY
     deadline = _deadline(request, policy)
     in_time = [each for each in facts.settlements if each.first_block_time <= deadline]
     canonical = tuple(each for each in in_time if each.is_canonical)

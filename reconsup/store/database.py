@@ -22,11 +22,10 @@ from typing import Any, LiteralString, Self, TypeVar
 
 import psycopg
 from psycopg import errors
-from psycopg.abc import Buffer
-from psycopg.adapt import Loader
 from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
 
+from reconsup.store import adapters
 from reconsup.store.errors import SchemaBehind, StoreRefused, StoreRejected, StoreUnavailable
 
 CONNECT_SECONDS = 5
@@ -50,13 +49,6 @@ _REFUSALS = (
     "no password supplied",
     "permission denied for database",
 )
-
-
-class _IntegerLoader(Loader):
-    """numeric → int, exactly. Amounts have no fraction here, and Decimal arithmetic rounds at 28 digits."""
-
-    def load(self, data: Buffer) -> int:
-        return int(bytes(data))
 
 
 class Database:
@@ -174,7 +166,7 @@ class Database:
             text = _first_line(error) or f"no connection within {CONNECT_SECONDS} s"
             kind = StoreRefused if any(refusal in text for refusal in _REFUSALS) else StoreUnavailable
             raise kind(text) from error
-        self._connection.adapters.register_loader("numeric", _IntegerLoader)
+        adapters.register(self._connection)
         return self._connection
 
     async def _roll_back(self, connection: Connection) -> None:

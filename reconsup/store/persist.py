@@ -8,11 +8,11 @@ successor released.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, LiteralString
 
-from psycopg.types.json import Jsonb
+import orjson
 
 from reconsup.payments.decision import Decision
 from reconsup.payments.request import Reason
@@ -61,7 +61,8 @@ async def persist(
     parameters = {"owner": batch.owner, "worker_id": worker_id} | _rows(batch, outcomes)
 
     async def work(transaction: Transaction) -> Persisted:
-        written, refused = _sorted(batch, outcomes, await transaction.rows(_PERSIST, parameters))
+        (answer,) = await transaction.rows(_PERSIST, parameters)
+        written, refused = _sorted(batch, outcomes, answer)
         entries = _entries([claim for claim in batch.claims if claim.request.id in written], outcomes)
         history: dict[str, list[tuple[Reason, str | None]]] = {id_: [] for id_ in written}
         if entries["of"]:
@@ -89,20 +90,22 @@ async def persist(
 
 
 def _sorted(
-    batch: Batch, outcomes: Mapping[str, Decision | Failure], rows: Sequence[Row]
+    batch: Batch, outcomes: Mapping[str, Decision | Failure], answer: Row
 ) -> tuple[frozenset[str], Counter[Refusal]]:
     """The ids that were written, and why others were not: the answer of `_PERSIST`."""
-    written = frozenset(row.id for row in rows if row.is_written)
-    fences = {row.id: row for row in rows if not row.is_written}
+    written = frozenset(answer.written)
     refused: Counter[Refusal] = Counter()
+    if len(written) == len(batch.claims):
+        return written, refused
+    held, moved = frozenset(answer.held), frozenset(answer.moved)
     for claim in batch.claims:
         id_ = claim.request.id
         if id_ in written or id_ not in outcomes:
             continue
-        if id_ not in fences or not fences[id_].is_held:
+        if id_ not in held:
             refused["lease_lost"] += 1
         else:
-            refused["touched" if fences[id_].is_status else "status_moved"] += 1
+            refused["status_moved" if id_ in moved else "touched"] += 1
     return written, refused
 
 
@@ -142,11 +145,11 @@ def _entries(claims: list[Claim], outcomes: Mapping[str, Decision | Failure]) ->
         columns["tos"].append(decision.status)
         columns["reasons"].append(reason)
         columns["refs"].append(late.evidence_ref if late else None)
-        columns["amounts"].append(late.amount_minor if late else decision.amount_minor)
-        columns["expecteds"].append(claim.request.expected_amount_minor)
+        columns["amounts"].append(str(late.amount_minor if late else decision.amount_minor))
+        columns["expecteds"].append(_text(claim.request.expected_amount_minor))
         columns["depths"].append(decision.confirmations)
-        columns["evidences"].append(Jsonb([_as_json(each) for each in evidence]))
-        columns["proofs"].append(Jsonb(proof_as_json(decision.proof)) if decision.proof and not late else None)
+        columns["evidences"].append(_json([_as_json(each) for each in evidence]))
+        columns["proofs"].append(_json(_proof_as_json(decision.proof)) if decision.proof and not late else None)
         columns["grants"].append(claim.epoch)
 
     for claim in claims:
@@ -157,6 +160,14 @@ def _entries(claims: list[Claim], outcomes: Mapping[str, Decision | Failure]) ->
             for late in outcome.late:
                 add(claim, outcome, Reason.LATE, late)
     return columns
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _text(amount_minor: int | None) -> str | None:
+    return None if amount_minor is None else str(amount_minor)
 
 
 def _as_json(settlement: Settlement) -> dict[str, Any]:
@@ -170,8 +181,8 @@ def _as_json(settlement: Settlement) -> dict[str, Any]:
     }
 
 
-def proof_as_json(proof: Orphaning) -> dict[str, Any]:
-    """A reorg proof in the form that settlements' metadata and the history share."""
+def _proof_as_json(proof: Orphaning) -> dict[str, Any]:
+    """In the form that it has in a settlement's metadata."""
     return {
         "height": proof.height,
         "block_hash": proof.block_hash,
@@ -222,9 +233,9 @@ WITH locked AS MATERIALIZED (
     AND r.next_reconcile_at = l.due_at
   RETURNING r.id
 )
-SELECT id, is_held, is_status, false AS is_written FROM locked
-UNION ALL
-SELECT id, true, true, true FROM written
+SELECT ARRAY(SELECT id FROM written) AS written,
+       ARRAY(SELECT l.id FROM locked l WHERE l.is_held AND NOT EXISTS (SELECT FROM written w WHERE w.id = l.id)) AS held,
+       ARRAY(SELECT l.id FROM locked l WHERE l.is_held AND NOT l.is_status) AS moved
 """
 )
 
