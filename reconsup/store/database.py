@@ -127,12 +127,9 @@ class Database:
         except _RETRIED:
             await self._roll_back(connection)
             raise
-        except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as error:
+        except psycopg.ProgrammingError as error:
             await self._roll_back(connection)
-            raise SchemaBehind(f"{_first_line(error)}: run `reconsup migrate`") from error
-        except errors.InsufficientPrivilege as error:
-            await self._roll_back(connection)
-            raise StoreRefused(_first_line(error)) from error
+            raise _translated(error) from error
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             await self._roll_back(connection)
             raise StoreRejected(_first_line(error)) from error
@@ -195,9 +192,36 @@ class Transaction:
         """Run a statement whose rows nobody needs."""
         await self._database._send(self._connection, sql, parameters)
 
+    async def attempt(self, sql: LiteralString, parameters: dict[str, Any]) -> str | None:
+        """Run a statement and take it back; None, or in PostgreSQL's words why it refuses a value in it."""
+        await self._connection.execute("SAVEPOINT attempt")
+        try:
+            await self._database._send(self._connection, sql, parameters)
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            return _first_line(error)
+        except psycopg.ProgrammingError as error:
+            if not isinstance(_translated(error), StoreRejected):
+                raise
+            return _first_line(error)
+        finally:
+            if self._connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                await self._connection.execute("ROLLBACK TO SAVEPOINT attempt")
+        return None
+
     async def rows(self, sql: LiteralString, parameters: dict[str, Any] | None = None) -> list[Row]:
         """Run a statement; its rows."""
         return await (await self._database._send(self._connection, sql, parameters)).fetchall()
+
+
+def _translated(error: psycopg.ProgrammingError) -> Exception:
+    """What an error in a statement of ours means; one that we know no reason for is our own mistake, and stays."""
+    if error.diag.context or isinstance(error, errors.RaiseException):
+        return StoreRejected(_first_line(error))  # raised in a function: somebody's trigger
+    if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName):
+        return SchemaBehind(f"{_first_line(error)}: run `reconsup migrate`")
+    if isinstance(error, errors.InsufficientPrivilege):
+        return StoreRefused(_first_line(error))
+    return error
 
 
 # One message, so that there is no moment at which the transaction is open without its time-outs. The lock's must be

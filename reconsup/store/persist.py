@@ -8,14 +8,14 @@ successor released.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, LiteralString
 
 import orjson
 
 from reconsup.payments.decision import Decision
-from reconsup.payments.request import Reason
+from reconsup.payments.request import Reason, Status
 from reconsup.payments.settlement import Orphaning, Settlement
 from reconsup.store.database import Database, Row, Transaction
 from reconsup.store.leases import HELD_EPOCH, TOUCHED, Batch, Claim
@@ -26,7 +26,9 @@ Against = Literal["scanned", "safe", "finalized"]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A row that could not be decided: `error` goes into `reconcile_error`, the next look grows ever later."""
+    """A row that could not be decided: `error` goes into `reconcile_error` and, when it is news, into the history;
+    the next look grows ever later.
+    """
 
     error: str
 
@@ -63,7 +65,8 @@ async def persist(
     async def work(transaction: Transaction) -> Persisted:
         (answer,) = await transaction.rows(_PERSIST, parameters)
         written, refused = _sorted(batch, outcomes, answer)
-        entries = _entries([claim for claim in batch.claims if claim.request.id in written], outcomes)
+        of_batch = [claim for claim in batch.claims if claim.request.id in written]
+        entries = _entries(of_batch, outcomes, frozenset(answer.failing))
         history: dict[str, list[tuple[Reason, str | None]]] = {id_: [] for id_ in written}
         if entries["of"]:
             for id_, reason, evidence_ref in await transaction.rows(_TELL, parameters | entries):
@@ -129,8 +132,10 @@ def _rows(batch: Batch, outcomes: Mapping[str, Decision | Failure]) -> dict[str,
     return columns
 
 
-def _entries(claims: list[Claim], outcomes: Mapping[str, Decision | Failure]) -> dict[str, Any]:
-    """The columns of the history entries, one array each."""
+def _entries(
+    claims: list[Claim], outcomes: Mapping[str, Decision | Failure], failing: Collection[str]
+) -> dict[str, Any]:
+    """The columns of the history entries, one array each. `failing`: ids whose error is news."""
     columns: dict[str, list[Any]] = {
         name: []
         for name in (
@@ -138,27 +143,39 @@ def _entries(claims: list[Claim], outcomes: Mapping[str, Decision | Failure]) ->
         )
     }  # fmt: skip
 
-    def add(claim: Claim, decision: Decision, reason: Reason, late: Settlement | None) -> None:
-        evidence = (late,) if late else decision.evidence
-        columns["of"].append(claim.request.id)
-        columns["froms"].append(claim.request.status)
-        columns["tos"].append(decision.status)
-        columns["reasons"].append(reason)
-        columns["refs"].append(late.evidence_ref if late else None)
-        columns["amounts"].append(str(late.amount_minor if late else decision.amount_minor))
-        columns["expecteds"].append(_text(claim.request.expected_amount_minor))
-        columns["depths"].append(decision.confirmations)
-        columns["evidences"].append(_json([_as_json(each) for each in evidence]))
-        columns["proofs"].append(_json(_proof_as_json(decision.proof)) if decision.proof and not late else None)
-        columns["grants"].append(claim.epoch)
+    def add(claim: Claim, to_status: Status, reason: Reason, **told: Any) -> None:
+        entry = {
+            "of": claim.request.id,
+            "froms": claim.request.status,
+            "tos": to_status,
+            "reasons": reason,
+            "expecteds": _text(claim.request.expected_amount_minor),
+            "grants": claim.epoch,
+            "refs": None,
+            "amounts": None,
+            "depths": None,
+            "proofs": None,
+        } | told
+        for name, column in columns.items():
+            column.append(entry[name])
 
     for claim in claims:
         outcome = outcomes[claim.request.id]
-        if isinstance(outcome, Decision):
-            if outcome.reason is not None:
-                add(claim, outcome, outcome.reason, None)
-            for late in outcome.late:
-                add(claim, outcome, Reason.LATE, late)
+        if isinstance(outcome, Failure):
+            if claim.request.id in failing:
+                add(claim, claim.request.status, Reason.ROW_FAILED, evidences=_json([{"error": outcome.error}]))
+            continue
+        if outcome.reason is not None:
+            add(
+                claim, outcome.status, outcome.reason, amounts=str(outcome.amount_minor), depths=outcome.confirmations,
+                evidences=_json([_as_json(each) for each in outcome.evidence]),
+                proofs=_json(_proof_as_json(outcome.proof)) if outcome.proof else None,
+            )  # fmt: skip
+        for late in outcome.late:
+            add(
+                claim, outcome.status, Reason.LATE, refs=late.evidence_ref, amounts=str(late.amount_minor),
+                depths=outcome.confirmations, evidences=_json([_as_json(late)]),
+            )  # fmt: skip
     return columns
 
 
@@ -198,7 +215,7 @@ _PERSIST: LiteralString = (
     """
 WITH locked AS MATERIALIZED (
   SELECT r.id, d.epoch, d.due_at, d.expected_status, d.status, d.look_seconds, d.look_height, d.error,
-         r.status = d.expected_status AS is_status,
+         r.status = d.expected_status AS is_status, r.reconcile_error AS error_before,
          coalesce("""
     + HELD_EPOCH
     + """= d.epoch, false) AS is_held
@@ -234,8 +251,10 @@ WITH locked AS MATERIALIZED (
   RETURNING r.id
 )
 SELECT ARRAY(SELECT id FROM written) AS written,
-       ARRAY(SELECT l.id FROM locked l WHERE l.is_held AND NOT EXISTS (SELECT FROM written w WHERE w.id = l.id)) AS held,
-       ARRAY(SELECT l.id FROM locked l WHERE l.is_held AND NOT l.is_status) AS moved
+       ARRAY(SELECT l.id FROM locked l LEFT JOIN written w ON w.id = l.id WHERE l.is_held AND w.id IS NULL) AS held,
+       ARRAY(SELECT l.id FROM locked l WHERE l.is_held AND NOT l.is_status) AS moved,
+       ARRAY(SELECT l.id FROM locked l JOIN written w ON w.id = l.id
+             WHERE l.error IS NOT NULL AND l.error IS DISTINCT FROM l.error_before) AS failing
 """
 )
 

@@ -12,7 +12,7 @@ from tests.support.ledgers import MONEY_MAX, Emptied, store
 
 pytestmark = pytest.mark.service
 
-NOW = datetime.now(UTC)
+TIME = datetime(2026, 11, 24, 9, 15, 7, 365522, UTC)
 
 
 @pytest.mark.parametrize(
@@ -25,11 +25,22 @@ NOW = datetime.now(UTC)
         ("numeric", [1, None, MONEY_MAX]),  # beyond 64 bits
         ("numeric", ["1", str(MONEY_MAX)]),
         ("float8", [0.1, 1e-9, None, 86400.0]),
-        ("timestamptz", [NOW, NOW + timedelta(microseconds=1), None]),
+        ("timestamptz", [TIME, TIME + timedelta(microseconds=1), None]),
         ("boolean", [True, False, None]),
         ("jsonb", ['{"ref": "0x\\u00e9:1", "text": "a \\"b\\" \\\\ c\\n"}', "[]", None]),
     ],
-    ids=str,
+    ids=[
+        "nothing",
+        "text",
+        "control characters",
+        "bigint",
+        "amounts",
+        "amounts as text",
+        "float",
+        "time",
+        "bool",
+        "json",
+    ],
 )
 def test_a_list_arrives_as_it_was_sent(emptied: Emptied, kind: str, values: list[Any]) -> None:
     r"""Seen to fail (`n` for a line's end) when an array is taken from JSON whatever JSON escapes."""
