@@ -20,6 +20,7 @@ def tell(batch: Batch, outcomes: Outcomes, persisted: Persisted, seconds: float)
     """Metrics, a line for each transition, a line for the cycle."""
     moved: Counter[Status | str] = Counter()
     errors = 0
+    bound = log.bind()  # once, not for each line
     for claim in batch.claims:
         outcome = outcomes.get(claim.request.id)
         if claim.request.id not in persisted.written or outcome is None:
@@ -28,14 +29,14 @@ def tell(batch: Batch, outcomes: Outcomes, persisted: Persisted, seconds: float)
             moved["reconfirmed" if outcome.reason == Reason.RECONFIRMED else outcome.status] += (
                 outcome.status != claim.request.status
             )
-            _tell_transition(claim, outcome, persisted.history[claim.request.id])
+            _tell_transition(bound, claim, outcome, persisted.history[claim.request.id])
         else:
             errors += 1
             metrics.ROW_FAILURES.inc(1, outcome.error.partition(":")[0])
     for reason, count in persisted.refused.items():
         metrics.WRITES_REFUSED.inc(count, reason)
     metrics.CYCLE_SECONDS.observe(seconds)
-    log.info(
+    bound.info(
         "cycle",
         network=batch.network.name,
         claimed=len(batch.claims),
@@ -51,11 +52,13 @@ def tell(batch: Batch, outcomes: Outcomes, persisted: Persisted, seconds: float)
     )
 
 
-def _tell_transition(claim: Claim, decision: Decision, entries: tuple[tuple[Reason, str | None], ...]) -> None:
+def _tell_transition(
+    bound: logs.Logger, claim: Claim, decision: Decision, entries: tuple[tuple[Reason, str | None], ...]
+) -> None:
     late_minor = {late.evidence_ref: late.amount_minor for late in decision.late}
     for reason, evidence_ref in entries:
         metrics.TRANSITIONS.inc(1, claim.request.status, decision.status, reason)
-        say = log.warning if reason in ALARMS else log.info
+        say = bound.warning if reason in ALARMS else bound.info
         say(
             "transition",
             request_id=claim.request.id,

@@ -28,6 +28,7 @@ from tests.support.ledgers import NETWORK, Chain, born, committed, hash_of
 LEASE_SECONDS = 30.0
 BATCH = 500
 BLOCKS = 20
+STANDING_FIRST = 10_000_000  # their numbers begin here
 PAID_AT_HEIGHT = 105
 SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "1h", "autovacuum": "off"}
 
@@ -83,16 +84,20 @@ def pay(connection: Connection) -> None:
               first_seen_at, last_seen_at)
            SELECT r.id, '0x' || encode(sha256(r.id::bytea), 'hex'), 10::numeric ^ 18, 1, b.height, b.block_hash,
                   '{"first_block_time": "2026-01-01T00:00:00Z"}', now(), now()
-           FROM app.payment_requests r, app.chain_blocks b WHERE b.block_hash = %s""",
-        [block_hash],
+           FROM app.payment_requests r, app.chain_blocks b
+           WHERE b.block_hash = %s AND r.derivation_index < %s""",
+        [block_hash, STANDING_FIRST],
     )
 
 
-def empty(connection: Connection) -> None:
-    """No request, no settlement, no history."""
-    connection.execute(
-        "TRUNCATE app.payment_requests, app.payment_request_settlements, app.payment_request_transitions"
-    )
+def empty(connection: Connection, *, standing: int = 0) -> None:
+    """No request, no settlement, no history; but so many open requests that are not due for hours."""
+    connection.execute("TRUNCATE app.payment_request_settlements, app.payment_request_transitions")
+    connection.execute("DELETE FROM app.payment_requests WHERE derivation_index < %s", [STANDING_FIRST])
+    ((there,),) = connection.execute("SELECT count(*) FROM app.payment_requests").fetchall()
+    if there != standing:
+        connection.execute("TRUNCATE app.payment_requests CASCADE")
+        fill(connection, standing, first=STANDING_FIRST, due_seconds_ago=-6 * 3600)
 
 
 def settle_down(connection: Connection) -> None:
@@ -105,7 +110,7 @@ def settle_down(connection: Connection) -> None:
 def silence() -> None:
     """Make every log line, as in production, and write none of them here."""
     logs.configure("json")
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(open("/dev/null", "w")))  # noqa: SIM115 - for the life of the process
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
 
 
 def reconciler(databases: Sequence[Database], *, slot: int = 0, batch_size: int = BATCH) -> Reconciler:
