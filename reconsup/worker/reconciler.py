@@ -144,10 +144,11 @@ class Reconciler:
             return _Cycle()
         self._hold(len(batch.claims))
         metrics.CLAIMED.inc(len(batch.claims))
-        if len(batch.claims) < limit or not others:
-            return await self._finish(database, batch, started, limit)
+        is_full = len(batch.claims) == limit
+        if not (is_full and others):
+            return (await self._finish(database, batch, started)).and_then(_Cycle(has_more=is_full))
         both = await asyncio.gather(
-            self._finish(database, batch, started, limit),
+            self._finish(database, batch, started),
             self._cycle(others, network, limit=limit, suspects=suspects),
             return_exceptions=True,
         )
@@ -156,14 +157,14 @@ class Reconciler:
             raise next(each for each in both if isinstance(each, BaseException))
         return done[0].and_then(done[1])
 
-    async def _finish(self, database: Database, batch: Batch, started: float, limit: int) -> _Cycle:
+    async def _finish(self, database: Database, batch: Batch, started: float) -> _Cycle:
         """Process a batch that was claimed, and tell of it."""
         outcomes, persisted = await self._process(database, batch)
         self._hold(-len(batch.claims))
         journal.tell(batch, outcomes, persisted, time.monotonic() - started)
         self._cell.set_last_cycle(time.time())
         return _Cycle(
-            has_more=len(batch.claims) == limit or persisted.is_due_again or persisted.refused.total() > 0,
+            has_more=persisted.is_due_again or persisted.refused.total() > 0,
             is_lost=persisted.refused["lease_lost"] > 0,
         )
 

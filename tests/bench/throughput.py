@@ -7,6 +7,7 @@ Three drivers send the same SQL to the same PostgreSQL in turn:
 Two kinds of work: `look` (nothing happened, the row is put off) and `confirm` (a payment, with its history entry).
 """
 
+import json
 import re
 import subprocess
 import tempfile
@@ -15,7 +16,6 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-import orjson
 import psycopg
 import uvloop
 
@@ -31,9 +31,9 @@ ROUNDS = 3
 WORK = ("look", "confirm")
 LOOK_SECONDS = 600.0
 # of the length that a real one has
-EVIDENCE = orjson.dumps(
+EVIDENCE = json.dumps(
     [{"ref": f"0x{1:064x}", "amount_minor": str(10**18), "height": 105, "block_hash": f"0x{2:064x}", "canonical": True}]
-).decode()
+)
 
 Driver = Callable[[str, str, int], None]
 
