@@ -12,7 +12,7 @@ LIMIT_TEST = f"{CLAIM_TESTS}::test_rows_that_cannot_be_claimed_do_not_use_up_the
 
 # How the history of leases (tests/support/lease_history.sql) says it, as the program passes it on.
 OVERLAP = 'StoreRejected: conflicting key value violates exclusion constraint "never_two_at_the_same_request"'
-HISTORY = "RaiseException: lease history"
+HISTORY = "StoreRejected: lease history"
 
 # `HELD_EPOCH = x.epoch` says owner and epoch in one; put behind it, these take one of the two out, or let nobody in.
 ANY_EPOCH = "IS NOT NULL"
@@ -20,15 +20,10 @@ ANY_OWNER = "= {of} IS NOT FALSE AND r.reconcile_lease_epoch = {of}"
 OR_NOBODY = "= {of} IS NOT FALSE AND coalesce(r.reconcile_lease_owner, %(owner)s) = %(owner)s"
 
 LEASE_ENDED = "    AND (reconcile_lease_until IS NULL OR reconcile_lease_until <= now())\n"
+LEASE_ENDED_OUTSIDE = " AND (r.reconcile_lease_until IS NULL OR r.reconcile_lease_until <= now())"
 STATUSES = "    AND status IN ('pending', 'detected', 'confirmed', 'reorged', 'expired')\n"
-OUTSIDE = "FROM candidates c WHERE r.id = c.id"
-GRANT = """
-UPDATE app.payment_requests r
-SET reconcile_lease_owner = %(owner)s,
-    reconcile_lease_until = now() + make_interval(secs => %(lease)s),
-    reconcile_lease_epoch = r.reconcile_lease_epoch + 1,
-    next_reconcile_at = now() + make_interval(secs => %(lease)s)
-"""
+OUTSIDE = "WHERE r.id = c.id"
+CLAIM_STATEMENT = "_CLAIM: LiteralString = CANDIDATES + ORDINARY + LIMITED + GRANT + _RETURN"
 
 CLAIM = {
     "claim without SKIP LOCKED": Mutant(
@@ -66,13 +61,13 @@ CLAIM = {
     ),
     "lease condition after the limit": Mutant(
         LEASES,
-        (Swap(LEASE_ENDED, ""), Swap(OUTSIDE, f"{OUTSIDE}\n{LEASE_ENDED.replace('reconcile_', 'r.reconcile_')}")),
+        (Swap(LEASE_ENDED, ""), Swap(OUTSIDE, OUTSIDE + LEASE_ENDED_OUTSIDE)),
         f"{LIMIT_TEST}[reconcile_lease_owner]",
         "rows that are held come first and use up the limit: the others are never looked at",
     ),
     "status condition after the limit": Mutant(
         LEASES,
-        (Swap(STATUSES, ""), Swap(OUTSIDE, f"{OUTSIDE}\n{STATUSES.replace('status', 'r.status')}")),
+        (Swap(STATUSES, ""), Swap(OUTSIDE, f"{OUTSIDE} {STATUSES.strip().replace('status', 'r.status')}")),
         f"{LIMIT_TEST}[status]",
         "failed rows come first and use up the limit: the others are never looked at",
     ),
@@ -104,10 +99,10 @@ CLAIM = {
         LEASES,
         (
             Swap(
-                "WITH candidates AS MATERIALIZED (",
-                f"{GRANT}WHERE r.id IN (",
+                CLAIM_STATEMENT,
+                '_IN = CANDIDATES.replace("WITH candidates AS MATERIALIZED (", "WHERE r.id IN (")\n'
+                '_CLAIM = GRANT + _IN + ORDINARY + LIMITED + "RETURNING " + _COLUMNS',
             ),
-            Swap(f"{GRANT}{OUTSIDE}\n", "\n"),
         ),
         f"{CLAIM_TESTS}::test_a_claim_leases_no_more_rows_than_its_limit_whatever_the_plan[the limited query inside]",
         "with stale statistics one worker leases far more rows than its batch, and is too slow for all of them",
@@ -203,8 +198,8 @@ GIVEN_BACK = {
         LEASES,
         (
             Swap(
-                "reconcile_lease_until = NULL,\n    reconcile_crashes",
-                "reconcile_lease_until = NULL, reconcile_lease_epoch = 0,\n    reconcile_crashes",
+                "reconcile_lease_until = NULL,\n      reconcile_crashes",
+                "reconcile_lease_until = NULL, reconcile_lease_epoch = 0,\n      reconcile_crashes",
             ),
         ),
         f"{CLAIM_TESTS}::test_no_way_of_giving_back_resets_the_epoch",

@@ -1,7 +1,8 @@
 -- The history of leases, kept by the database itself while tests run. See lease_history.py, which installs it.
 CREATE SCHEMA lease_history;
 
--- A sequence is not rolled back: it remembers a refusal also where the program swallows the error and goes on.
+-- A sequence is not rolled back: it remembers a refusal also where the program swallows the error and goes on (it takes
+-- the row for one that PostgreSQL will not write, leaves it out and says so in its history).
 CREATE SEQUENCE lease_history.refusals;
 
 -- A chapter is one request's history between two changes by hand. (btree_gist, which would let the constraint below
