@@ -214,14 +214,20 @@ def _claim_of(row: Row, network: Network) -> Claim:
 
 # NaN is a value of numeric and no amount; a negative one is a row error, which is what such a row must become.
 # An infinite time is one of timestamptz; Python has none, so it becomes one that is very far away.
-_COLUMNS: LiteralString = """
-  r.id, r.status, r.asset,
-  CASE WHEN r.expected_amount_minor = 'NaN' THEN -1 ELSE r.expected_amount_minor END AS expected,
-  r.chain_id, r.token_standard, r.token_contract,
-  LEAST(GREATEST(r.expires_at, '1970-01-01 00:00Z'), '9000-01-01 00:00Z') AS expires_at,
+EXPECTED: LiteralString = " CASE WHEN r.expected_amount_minor = 'NaN' THEN -1 ELSE r.expected_amount_minor END "
+EXPIRES: LiteralString = " LEAST(GREATEST(r.expires_at, '1970-01-01 00:00Z'), '9000-01-01 00:00Z') "
+_COLUMNS: LiteralString = (
+    """
+  r.id, r.status, r.asset,"""
+    + EXPECTED
+    + """AS expected,
+  r.chain_id, r.token_standard, r.token_contract,"""
+    + EXPIRES
+    + """AS expires_at,
   LEAST(GREATEST(r.created_at, '1970-01-01 00:00Z'), '9000-01-01 00:00Z') AS created_at,
   r.reconcile_admitted_height,
   r.reconcile_lease_epoch, r.next_reconcile_at, r.reconcile_failures"""
+)
 
 # Every condition stands inside the locking query, before LIMIT. A cursor that is unborn, or stopped, or that has no
 # block below it and read none, grants nothing; that EXISTS is uncorrelated and evaluated once.
