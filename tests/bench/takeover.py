@@ -370,7 +370,8 @@ def main() -> int:
     given = parser.parse_args()
 
     def say(text: str) -> None:
-        print(f"\r{text:<60}", end="", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            print(f"\r{text:<60}", end="", file=sys.stderr, flush=True)
 
     began = time.monotonic()
     with open_site() as site:
@@ -380,7 +381,7 @@ def main() -> int:
     seconds = time.monotonic() - began
     last = same[LAST]
     show(
-        f"take-over on the same host: {len(last)} kills of a worker that held {counted['rows_median']:g} rows (median); "
+        f"take-over on the same host: {len(last)} kills of a worker that held {counted['rows_median']:g} rows; "
         f"{WORKERS} workers, lease {LEASE_SECONDS} s, poll {POLL_SECONDS} s; {counted['supervisors']} supervisors",
         same,
     )
@@ -393,8 +394,8 @@ def main() -> int:
     )
     print(
         f"\nKilled is a stopped worker that the database shows as the holder; taken: the row's epoch rose, seen within "
-        f"{LOOK_SECONDS * 1000:g} ms.\nEach row counts a crash and is taken alone, by {counted['takers_median']:g} others; "
-        f"the replacement has not seen the chain yet and cannot help. {seconds:.0f} s in all."
+        f"{LOOK_SECONDS * 1000:g} ms.\nEach row counts a crash and so is taken alone, by {counted['takers_median']:g} "
+        f"others; the replacement has not seen the chain yet and cannot help. {seconds:.0f} s in all."
     )
     met = median(last) < GOAL_MEDIAN_MS, percentile(last, 0.99) < GOAL_P99_MS
     print(

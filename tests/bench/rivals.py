@@ -1,0 +1,237 @@
+"""The queue libraries that Python users would take, beside ours: no-op jobs a second, one process each.
+
+The same embedded PostgreSQL with the same durable settings for all (fsync on), a fresh database for each run, all jobs
+enqueued and the tables vacuumed before the clock starts; it stops when the last job is finished in the database. Each
+library runs with the fastest of its documented settings that we found; what they are is in the table.
+
+The rivals are not part of reconsup's own environment. They are compared for what they have in common with it, which is
+throughput: they run a job once and are done with it, reconsup looks at a request again and again, and its looks are
+fenced (owner, epoch, touch), which theirs are not.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psycopg
+import uvloop
+
+from reconsup import logs
+from reconsup.fleet.scoreboard import Scoreboard
+from reconsup.payments.decision import Policy
+from reconsup.store import embedded, migrate
+from reconsup.store.database import Database
+from reconsup.worker.pause import Pauses
+from reconsup.worker.reconciler import Duty, Reconciler
+from tests.support.ledgers import LEASE_SECONDS, NETWORK, OWNER, Chain, born, committed
+
+RUNS = 3
+BATCH = 500
+INSTALL = "pip install --require-hashes -r packaging/requirements-bench.txt"
+
+# Takes the address of a fresh database and how many jobs; returns the seconds from the start to the last one finished.
+Contest = Callable[[str, int], Awaitable[float]]
+
+_INSERT = """
+INSERT INTO app.payment_requests
+  (id, chain, network, asset, status, expected_amount_minor, address_canonical, address_scheme, derivation_index,
+   chain_id, metadata, expires_at)
+SELECT 'pr_' || n, 'ethereum', 'local', 'ETH', 'pending', 1000, '0x' || lpad(to_hex(n), 40, 'a'), 'evm_bip44', n,
+   31337, '{}', now() + interval '1 hour'
+FROM generate_series(1, %s) AS n"""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Who, by which package and with which settings."""
+
+    name: str
+    package: str
+    settings: str
+    contest: Contest
+
+
+async def ours_first(url: str, jobs: int) -> float:
+    """The first look at new requests: each is also admitted, in one more transaction a batch."""
+    return (await _ours(url, jobs))[0]
+
+
+async def ours(url: str, jobs: int) -> float:
+    """A later look, which is what nearly all are."""
+    return (await _ours(url, jobs))[1]
+
+
+async def _ours(url: str, jobs: int) -> tuple[float, float]:
+    migrate.upgrade(url, say=lambda _: None)
+    chain = Chain()
+    async with Database(url, application_name="bench", lease_seconds=LEASE_SECONDS) as database:
+        await committed(database, await born(database, chain), *chain.mined(20))
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(_INSERT, [jobs])
+            first = await _look_at_all(database, connection, jobs)
+            connection.execute("UPDATE app.payment_requests SET next_reconcile_at = now()")
+            return first, await _look_at_all(database, connection, jobs)
+
+
+async def _look_at_all(database: Database, connection: psycopg.Connection[Any], jobs: int) -> float:
+    connection.execute("VACUUM (ANALYZE)")
+    duty = Duty("bench-0", OWNER, BATCH, LEASE_SECONDS, 15.0, {NETWORK: Policy(confirmations=1)})
+    cell = Scoreboard("bench", 1).cell(0)
+    reconciler = Reconciler(duty, database, cell, Pauses().pause(), is_served=lambda _: True)
+    started = time.perf_counter()
+    while await reconciler.look_around():
+        pass
+    seconds = time.perf_counter() - started
+    done = "SELECT count(*) FROM app.payment_requests WHERE next_reconcile_at > now() AND reconcile_lease_owner IS NULL"
+    assert connection.execute(done).fetchall() == [(jobs,)]
+    return seconds
+
+
+PROCRASTINATE_CONCURRENCY = 10
+
+
+async def procrastinate(url: str, jobs: int) -> float:
+    """Its worker claims jobs one by one."""
+    from procrastinate import App, PsycopgConnector  # an optional dependency
+
+    pool = PROCRASTINATE_CONCURRENCY + 2
+    app = App(connector=PsycopgConnector(conninfo=url, min_size=pool, max_size=pool))
+
+    @app.task(name="nothing")
+    async def nothing() -> None:
+        pass
+
+    async with app.open_async():
+        await app.schema_manager.apply_schema_async()
+        await nothing.batch_defer_async(*({} for _ in range(jobs)))
+        _vacuum(url)
+        started = time.perf_counter()
+        await app.run_worker_async(
+            wait=False, concurrency=PROCRASTINATE_CONCURRENCY, listen_notify=False, install_signal_handlers=False
+        )
+        seconds = time.perf_counter() - started
+    _expect(url, "SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'", jobs)
+    return seconds
+
+
+PGQUEUER_BATCH = 100
+
+
+async def pgqueuer(url: str, jobs: int) -> float:
+    """Its worker claims and finishes jobs in batches."""
+    import asyncpg  # optional dependencies
+    from pgqueuer import PgQueuer
+    from pgqueuer.models import Job
+
+    connection = await asyncpg.connect(url)
+    queuer = PgQueuer.from_asyncpg_connection(connection)
+    await queuer.qm.queries.install()
+    await queuer.qm.queries.optimize_autovacuum()
+    left = jobs
+
+    @queuer.entrypoint("nothing")
+    async def nothing(_: Job) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            queuer.shutdown.set()  # what is buffered is written before `run` returns
+
+    await queuer.qm.queries.enqueue(["nothing"] * jobs, [None] * jobs, [0] * jobs)
+    _vacuum(url)
+    started = time.perf_counter()
+    await queuer.run(batch_size=PGQUEUER_BATCH)
+    seconds = time.perf_counter() - started
+    await connection.close()
+    _expect(url, "SELECT count(*) FROM pgqueuer_log WHERE status = 'successful'", jobs)
+    _expect(url, "SELECT count(*) FROM pgqueuer", 0)
+    return seconds
+
+
+def _vacuum(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("VACUUM (ANALYZE)")
+
+
+def _expect(url: str, query: str, count: int) -> None:
+    with psycopg.connect(url) as connection:
+        found = connection.execute(query).fetchall()
+        assert found == [(count,)], f"{found} instead of {count}: {query}"
+
+
+CONTESTANTS = (
+    Contestant("reconsup", "reconsup", f"batch {BATCH}", ours),
+    Contestant("reconsup, first look", "reconsup", f"batch {BATCH}", ours_first),
+    Contestant("pgqueuer", "pgqueuer", f"asyncpg, batch {PGQUEUER_BATCH}, autovacuum as advised", pgqueuer),
+    Contestant("procrastinate", "procrastinate", f"concurrency {PROCRASTINATE_CONCURRENCY}", procrastinate),
+)
+
+
+def installed(package: str) -> str | None:
+    """Its version; None if it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def run_once(server: embedded.Server, contestant: Contestant, jobs: int) -> float:
+    """One run in a fresh database: jobs a second."""
+    name = "contest"
+    with psycopg.connect(server.url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        try:
+            url = server.url.removesuffix(f"/{embedded.DATABASE}") + f"/{name}"
+            seconds = uvloop.run(contestant.contest(url, jobs))
+            return jobs / seconds
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def main() -> int:
+    """Print the table; rivals that are not installed are left out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=5000)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    logs.configure("json", level=logging.WARNING)
+    contestants = [each for each in CONTESTANTS if installed(each.package)]
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="reconsup-bench-") as folder, embedded.start(Path(folder) / "pg") as server:
+        rates: dict[str, list[float]] = {each.name: [] for each in contestants}
+        for _ in range(RUNS):  # in turn, so that a noisy minute meets all
+            for each in contestants:
+                rates[each.name].append(run_once(server, each, given.jobs))
+    mine = median(rates["reconsup"])
+    print(f"{given.jobs} no-op jobs, one process, the same durable PostgreSQL; median of {RUNS} runs")
+    print(f"  {'':<24}{'version':<10}{'jobs/s':>9}{'of ours':>9}   settings")
+    for each in contestants:
+        rate = median(rates[each.name])
+        print(f"  {each.name:<24}{installed(each.package):<10}{rate:>9,.0f}{rate / mine:>9.3f}   {each.settings}")
+        results.append(
+            {
+                "name": each.name,
+                "version": installed(each.package),
+                "settings": each.settings,
+                "jobs_per_second": round(rate),
+                "runs": [round(one) for one in rates[each.name]],
+                "of_ours": round(rate / mine, 4),
+            }
+        )
+    if missing := [each.name for each in CONTESTANTS if each not in contestants]:
+        print(f"not installed, so left out: {', '.join(missing)}. To bench them: {INSTALL}")
+    if given.json:
+        given.json.write_text(json.dumps({"jobs": given.jobs, "results": results}, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
