@@ -2,7 +2,7 @@
 
 The same embedded PostgreSQL with the same durable settings for all (fsync on), a fresh database for each run, all jobs
 enqueued and the tables vacuumed before the clock starts; it stops when the last job is finished in the database. Each
-library runs with the fastest of its documented settings that we found; what they are is in the table.
+library runs with the fastest of its documented settings that we found, and with its defaults.
 
 The rivals are not part of reconsup's own environment. They are compared for what they have in common with it, which is
 throughput: they run a job once and are done with it, reconsup looks at a request again and again, and its looks are
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -45,17 +46,17 @@ _INSERT = """
 INSERT INTO app.payment_requests
   (id, chain, network, asset, status, expected_amount_minor, address_canonical, address_scheme, derivation_index,
    chain_id, metadata, expires_at)
-SELECT 'pr_' || n, 'ethereum', 'local', 'ETH', 'pending', 1000, '0x' || lpad(to_hex(n), 40, 'a'), 'evm_bip44', n,
+SELECT 'pr_' || n, 'ethereum', 'local', 'ETH', 'pending', 1000, '0x' || lpad(to_hex(n), 40, '0'), 'evm_bip44', n,
    31337, '{}', now() + interval '1 hour'
 FROM generate_series(1, %s) AS n"""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """Who, by which package and with which settings."""
+    """Who, by which packages (the first has the version) and with which settings."""
 
     name: str
-    package: str
+    packages: tuple[str, ...]
     settings: str
     contest: Contest
 
@@ -96,15 +97,11 @@ async def _look_at_all(database: Database, connection: psycopg.Connection[Any], 
     return seconds
 
 
-PROCRASTINATE_CONCURRENCY = 10
-
-
-async def procrastinate(url: str, jobs: int) -> float:
-    """Its worker claims jobs one by one."""
+async def procrastinate(url: str, jobs: int, *, concurrency: int, connections: int) -> float:
+    """Its worker claims and finishes jobs one by one, so many at a time."""
     from procrastinate import App, PsycopgConnector  # an optional dependency
 
-    pool = PROCRASTINATE_CONCURRENCY + 2
-    app = App(connector=PsycopgConnector(conninfo=url, min_size=pool, max_size=pool))
+    app = App(connector=PsycopgConnector(conninfo=url, min_size=connections, max_size=connections))
 
     @app.task(name="nothing")
     async def nothing() -> None:
@@ -116,26 +113,27 @@ async def procrastinate(url: str, jobs: int) -> float:
         _vacuum(url)
         started = time.perf_counter()
         await app.run_worker_async(
-            wait=False, concurrency=PROCRASTINATE_CONCURRENCY, listen_notify=False, install_signal_handlers=False
+            wait=False, concurrency=concurrency, listen_notify=False, install_signal_handlers=False
         )
         seconds = time.perf_counter() - started
     _expect(url, "SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'", jobs)
     return seconds
 
 
-PGQUEUER_BATCH = 100
-
-
-async def pgqueuer(url: str, jobs: int) -> float:
+async def pgqueuer(url: str, jobs: int, *, is_asyncpg: bool, batch: int) -> float:
     """Its worker claims and finishes jobs in batches."""
     import asyncpg  # optional dependencies
     from pgqueuer import PgQueuer
     from pgqueuer.models import Job
 
-    connection = await asyncpg.connect(url)
-    queuer = PgQueuer.from_asyncpg_connection(connection)
+    if is_asyncpg:
+        connection = await asyncpg.connect(url)
+        queuer = PgQueuer.from_asyncpg_connection(connection)
+    else:
+        connection = await psycopg.AsyncConnection.connect(url, autocommit=True)
+        queuer = PgQueuer.from_psycopg_connection(connection)
     await queuer.qm.queries.install()
-    await queuer.qm.queries.optimize_autovacuum()
+    await queuer.qm.queries.optimize_autovacuum()  # as its guide to performance says
     left = jobs
 
     @queuer.entrypoint("nothing")
@@ -148,7 +146,7 @@ async def pgqueuer(url: str, jobs: int) -> float:
     await queuer.qm.queries.enqueue(["nothing"] * jobs, [None] * jobs, [0] * jobs)
     _vacuum(url)
     started = time.perf_counter()
-    await queuer.run(batch_size=PGQUEUER_BATCH)
+    await queuer.run(batch_size=batch)
     seconds = time.perf_counter() - started
     await connection.close()
     _expect(url, "SELECT count(*) FROM pgqueuer_log WHERE status = 'successful'", jobs)
@@ -167,11 +165,29 @@ def _expect(url: str, query: str, count: int) -> None:
         assert found == [(count,)], f"{found} instead of {count}: {query}"
 
 
+PGQUEUER = ("pgqueuer", "asyncpg")
+PROCRASTINATE = ("procrastinate",)
+
+# Of each rival its own defaults, and the fastest of what its documentation offers. Tried: pgqueuer with batches of 10
+# to 500, 1 and 5 consumers, either driver, a pool; procrastinate with 1 to 100 at a time over 4 to 32 connections.
 CONTESTANTS = (
-    Contestant("reconsup", "reconsup", f"batch {BATCH}", ours),
-    Contestant("reconsup, first look", "reconsup", f"batch {BATCH}", ours_first),
-    Contestant("pgqueuer", "pgqueuer", f"asyncpg, batch {PGQUEUER_BATCH}, autovacuum as advised", pgqueuer),
-    Contestant("procrastinate", "procrastinate", f"concurrency {PROCRASTINATE_CONCURRENCY}", procrastinate),
+    Contestant("reconsup", ("reconsup",), f"batch {BATCH}, psycopg", ours),
+    Contestant("reconsup, first look", ("reconsup",), "the same, and each is admitted", ours_first),
+    Contestant("pgqueuer, fastest", PGQUEUER, "batch 500, asyncpg", partial(pgqueuer, is_asyncpg=True, batch=500)),
+    Contestant("pgqueuer, defaults", PGQUEUER, "batch 10, asyncpg", partial(pgqueuer, is_asyncpg=True, batch=10)),
+    Contestant("pgqueuer, our driver", PGQUEUER, "batch 100, psycopg", partial(pgqueuer, is_asyncpg=False, batch=100)),
+    Contestant(
+        "procrastinate, fastest",
+        PROCRASTINATE,
+        "10 at a time, 4 connections",
+        partial(procrastinate, concurrency=10, connections=4),
+    ),
+    Contestant(
+        "procrastinate, defaults",
+        PROCRASTINATE,
+        "1 at a time, 4 connections",
+        partial(procrastinate, concurrency=1, connections=4),
+    ),
 )
 
 
@@ -202,8 +218,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=5000)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    logs.configure("json", level=logging.WARNING)
-    contestants = [each for each in CONTESTANTS if installed(each.package)]
+    logs.configure("json", level=logging.ERROR)
+    logging.getLogger().setLevel(logging.ERROR)
+    contestants = [each for each in CONTESTANTS if all(map(installed, each.packages))]
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="reconsup-bench-") as folder, embedded.start(Path(folder) / "pg") as server:
         rates: dict[str, list[float]] = {each.name: [] for each in contestants}
@@ -212,22 +229,22 @@ def main() -> int:
                 rates[each.name].append(run_once(server, each, given.jobs))
     mine = median(rates["reconsup"])
     print(f"{given.jobs} no-op jobs, one process, the same durable PostgreSQL; median of {RUNS} runs")
-    print(f"  {'':<24}{'version':<10}{'jobs/s':>9}{'of ours':>9}   settings")
+    print(f"  {'':<24}{'version':<9}{'jobs/s':>9}{'of ours':>9}   settings")
     for each in contestants:
         rate = median(rates[each.name])
-        print(f"  {each.name:<24}{installed(each.package):<10}{rate:>9,.0f}{rate / mine:>9.3f}   {each.settings}")
+        print(f"  {each.name:<24}{installed(each.packages[0]):<9}{rate:>9,.0f}{rate / mine:>9.3f}   {each.settings}")
         results.append(
             {
                 "name": each.name,
-                "version": installed(each.package),
+                "version": installed(each.packages[0]),
                 "settings": each.settings,
                 "jobs_per_second": round(rate),
                 "runs": [round(one) for one in rates[each.name]],
                 "of_ours": round(rate / mine, 4),
             }
         )
-    if missing := [each.name for each in CONTESTANTS if each not in contestants]:
-        print(f"not installed, so left out: {', '.join(missing)}. To bench them: {INSTALL}")
+    if missing := sorted({name for each in CONTESTANTS for name in each.packages if not installed(name)}):
+        print(f"not installed, so left out: {', '.join(missing)}. To bench them too: {INSTALL}")
     if given.json:
         given.json.write_text(json.dumps({"jobs": given.jobs, "results": results}, indent=2))
     return 0
