@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -26,29 +27,17 @@ from typing import Any
 import psycopg
 import uvloop
 
-from reconsup import logs
-from reconsup.fleet.scoreboard import Scoreboard
-from reconsup.payments.decision import Policy
 from reconsup.store import embedded, migrate
 from reconsup.store.database import Database
-from reconsup.worker.pause import Pauses
-from reconsup.worker.reconciler import Duty, Reconciler
-from tests.support.ledgers import LEASE_SECONDS, NETWORK, OWNER, Chain, born, committed
+from reconsup.worker.process import BATCHES_IN_HAND
+from tests.bench import stage
+from tests.support.ledgers import Chain, born, committed
 
 RUNS = 3
-BATCH = 500
 INSTALL = "pip install --require-hashes -r packaging/requirements-bench.txt"
 
 # Takes the address of a fresh database and how many jobs; returns the seconds from the start to the last one finished.
 Contest = Callable[[str, int], Awaitable[float]]
-
-_INSERT = """
-INSERT INTO app.payment_requests
-  (id, chain, network, asset, status, expected_amount_minor, address_canonical, address_scheme, derivation_index,
-   chain_id, metadata, expires_at)
-SELECT 'pr_' || n, 'ethereum', 'local', 'ETH', 'pending', 1000, '0x' || lpad(to_hex(n), 40, '0'), 'evm_bip44', n,
-   31337, '{}', now() + interval '1 hour'
-FROM generate_series(1, %s) AS n"""
 
 
 @dataclass(frozen=True)
@@ -63,37 +52,35 @@ class Contestant:
 
 async def ours_first(url: str, jobs: int) -> float:
     """The first look at new requests: each is also admitted, in one more transaction a batch."""
-    return (await _ours(url, jobs))[0]
+    return await _ours(url, jobs, is_first=True)
 
 
 async def ours(url: str, jobs: int) -> float:
     """A later look, which is what nearly all are."""
-    return (await _ours(url, jobs))[1]
+    return await _ours(url, jobs, is_first=False)
 
 
-async def _ours(url: str, jobs: int) -> tuple[float, float]:
+async def _ours(url: str, jobs: int, *, is_first: bool) -> float:
     migrate.upgrade(url, say=lambda _: None)
     chain = Chain()
-    async with Database(url, application_name="bench", lease_seconds=LEASE_SECONDS) as database:
-        await committed(database, await born(database, chain), *chain.mined(20))
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(_INSERT, [jobs])
-            first = await _look_at_all(database, connection, jobs)
-            connection.execute("UPDATE app.payment_requests SET next_reconcile_at = now()")
-            return first, await _look_at_all(database, connection, jobs)
-
-
-async def _look_at_all(database: Database, connection: psycopg.Connection[Any], jobs: int) -> float:
-    connection.execute("VACUUM (ANALYZE)")
-    duty = Duty("bench-0", OWNER, BATCH, LEASE_SECONDS, 15.0, {NETWORK: Policy(confirmations=1)})
-    cell = Scoreboard("bench", 1).cell(0)
-    reconciler = Reconciler(duty, database, cell, Pauses().pause(), is_served=lambda _: True)
-    started = time.perf_counter()
-    while await reconciler.look_around():
-        pass
-    seconds = time.perf_counter() - started
-    done = "SELECT count(*) FROM app.payment_requests WHERE next_reconcile_at > now() AND reconcile_lease_owner IS NULL"
-    assert connection.execute(done).fetchall() == [(jobs,)]
+    async with AsyncExitStack() as stack:
+        databases = [
+            await stack.enter_async_context(Database(url, application_name="bench", lease_seconds=stage.LEASE_SECONDS))
+            for _ in range(BATCHES_IN_HAND)
+        ]
+        await committed(databases[0], await born(databases[0], chain), *chain.mined(stage.BLOCKS))
+        with stage.connect(url) as connection:
+            stage.fill(connection, jobs)
+            if is_first:
+                connection.execute("UPDATE app.payment_requests SET reconcile_admitted_height = NULL")
+        _settle_down(url)
+        reconciler = stage.reconciler(databases)
+        started = time.perf_counter()
+        while await reconciler.look_around():
+            pass
+        seconds = time.perf_counter() - started
+    done = "next_reconcile_at > now() AND reconcile_lease_owner IS NULL AND reconcile_admitted_height IS NOT NULL"
+    _expect(url, f"SELECT count(*) FROM app.payment_requests WHERE {done}", jobs)
     return seconds
 
 
@@ -110,7 +97,7 @@ async def procrastinate(url: str, jobs: int, *, concurrency: int, connections: i
     async with app.open_async():
         await app.schema_manager.apply_schema_async()
         await nothing.batch_defer_async(*({} for _ in range(jobs)))
-        _vacuum(url)
+        _settle_down(url)
         started = time.perf_counter()
         await app.run_worker_async(
             wait=False, concurrency=concurrency, listen_notify=False, install_signal_handlers=False
@@ -133,7 +120,7 @@ async def pgqueuer(url: str, jobs: int, *, is_asyncpg: bool, batch: int) -> floa
         connection = await psycopg.AsyncConnection.connect(url, autocommit=True)
         queuer = PgQueuer.from_psycopg_connection(connection)
     await queuer.qm.queries.install()
-    await queuer.qm.queries.optimize_autovacuum()  # as its guide to performance says
+    await queuer.qm.queries.optimize_autovacuum()  # as its guide to performance says; it also leaves room in the pages
     left = jobs
 
     @queuer.entrypoint("nothing")
@@ -144,7 +131,7 @@ async def pgqueuer(url: str, jobs: int, *, is_asyncpg: bool, batch: int) -> floa
             queuer.shutdown.set()  # what is buffered is written before `run` returns
 
     await queuer.qm.queries.enqueue(["nothing"] * jobs, [None] * jobs, [0] * jobs)
-    _vacuum(url)
+    _settle_down(url)
     started = time.perf_counter()
     await queuer.run(batch_size=batch)
     seconds = time.perf_counter() - started
@@ -154,9 +141,11 @@ async def pgqueuer(url: str, jobs: int, *, is_asyncpg: bool, batch: int) -> floa
     return seconds
 
 
-def _vacuum(url: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
+def _settle_down(url: str) -> None:
+    """As after a quiet hour: vacuumed, analysed, written out."""
+    with stage.connect(url) as connection:
         connection.execute("VACUUM (ANALYZE)")
+        connection.execute("CHECKPOINT")
 
 
 def _expect(url: str, query: str, count: int) -> None:
@@ -171,7 +160,7 @@ PROCRASTINATE = ("procrastinate",)
 # Of each rival its own defaults, and the fastest of what its documentation offers. Tried: pgqueuer with batches of 10
 # to 500, 1 and 5 consumers, either driver, a pool; procrastinate with 1 to 100 at a time over 4 to 32 connections.
 CONTESTANTS = (
-    Contestant("reconsup", ("reconsup",), f"batch {BATCH}, psycopg", ours),
+    Contestant("reconsup", ("reconsup",), f"batch {stage.BATCH}, psycopg", ours),
     Contestant("reconsup, first look", ("reconsup",), "the same, and each is admitted", ours_first),
     Contestant("pgqueuer, fastest", PGQUEUER, "batch 500, asyncpg", partial(pgqueuer, is_asyncpg=True, batch=500)),
     Contestant("pgqueuer, defaults", PGQUEUER, "batch 10, asyncpg", partial(pgqueuer, is_asyncpg=True, batch=10)),
@@ -218,11 +207,14 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=5000)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    logs.configure("json", level=logging.ERROR)
-    logging.getLogger().setLevel(logging.ERROR)
+    stage.silence()
+    logging.getLogger("procrastinate").setLevel(logging.ERROR)  # it warns of an app in the main module
     contestants = [each for each in CONTESTANTS if all(map(installed, each.packages))]
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="reconsup-bench-") as folder, embedded.start(Path(folder) / "pg") as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="reconsup-bench-") as folder,
+        embedded.start(Path(folder) / "pg", settings=stage.SETTINGS) as server,
+    ):
         rates: dict[str, list[float]] = {each.name: [] for each in contestants}
         for _ in range(RUNS):  # in turn, so that a noisy minute meets all
             for each in contestants:

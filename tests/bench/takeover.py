@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +31,7 @@ import psycopg
 
 from reconsup.demo.anvil import Anvil
 from reconsup.store import embedded, migrate
+from tests.bench.stage import percentile
 from tests.support.postgres import insert_request
 from tests.support.program import Program, wait_for
 
@@ -132,7 +132,7 @@ class Site:
         query = """
             SELECT count(*) FROM (
               SELECT application_name FROM pg_stat_activity
-              WHERE application_name = ANY(%s) GROUP BY 1 HAVING count(*) = 2) AS serving"""
+              WHERE application_name = ANY(%s) GROUP BY 1 HAVING count(*) >= 2) AS serving"""
         owners = [str(entry["lease_owner"]) for entry in program.events("worker_started")]
         names = [f"reconsup/{incarnation_of(owner)}" for owner in owners]
         return int(self.eye.execute(query, [names]).fetchall()[0][0])
@@ -326,11 +326,6 @@ def _with_two_hosts(site: Site, program: Program, other: str, chance: random.Ran
     site.blocker.rollback()
     site.settle(ids)
     return is_ours
-
-
-def percentile(values: list[float], share: float) -> float:
-    """The smallest value that this share of all does not exceed."""
-    return sorted(values)[max(0, ceil(share * len(values)) - 1)]
 
 
 def summary(figures: Figures) -> dict[str, dict[str, float]]:
