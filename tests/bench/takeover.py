@@ -98,8 +98,7 @@ class Site:
         os.kill(self.anvil.pid, signal.SIGCONT)
 
     def make_due(self) -> list[str]:
-        """New requests, due at once; whoever claims them now stops at its view, until `blocker` rolls back."""
-        # the view reads the history
+        """New requests, due at once; who claims them stops at its view of the history, until `blocker` rolls back."""
         self.blocker.execute("LOCK TABLE app.payment_request_transitions IN ACCESS EXCLUSIVE MODE")
         with self.eye.transaction():  # all at once, so that one claim takes them all
             return [insert_request(self.eye) for _ in range(ROWS)]
@@ -163,8 +162,7 @@ def seize(site: Site, program: Program, owner: str, ids: list[str]) -> int:
     """Stop the worker that holds these rows, and be sure that it still does; its pid."""
     pid = program.pids()[Owner.of(owner).slot]
     os.kill(pid, signal.SIGSTOP)
-    state = Path(f"/proc/{pid}/stat")
-    wait_for("the holder is stopped", lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
+    wait_for("the holder is stopped", lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "T")
     site.blocker.rollback()
     assert set(site.holders(ids)) == {owner}, "the holder lost its rows before it was killed"
     return pid
