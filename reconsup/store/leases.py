@@ -7,6 +7,8 @@ claim are literals, so that the partial index can always be proven to apply.
 Lock order here as everywhere: cursor, then spans, then requests in id order. Only the claim skips locked rows.
 """
 
+import asyncio
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from reconsup.store.database import Database, Row, Transaction
 TRUST_MARGIN_SECONDS_MIN = 0.05
 DEATHS_ALONE_MAX = 3
 GHOST_SECONDS = 0.5
+GHOST_LOOK_SECONDS_MIN = 0.002
 
 # What makes a row worth looking at again at once, whoever holds it now (a holder's persist then fails its fence).
 TOUCHED: LiteralString = """
@@ -157,7 +160,7 @@ async def bury(
     crash, unless the worker was told to stop (`is_charged` False: the rows had no part in its death). A row at
     which workers died alone three times is set aside and looked at no more; its history says so.
     """
-    await database.fetch(_END_GHOSTS, {"application": f"reconsup/{incarnation}", "wait": int(GHOST_SECONDS * 1000)})
+    await _end_ghosts(database, incarnation)
 
     async def work(transaction: Transaction) -> Released:
         scans = await transaction.rows(_FREE_SCANS, {"owner": owner})
@@ -168,6 +171,20 @@ async def bury(
         return Released(len(requests), len(scans), tuple(each.id for each in requests if each.is_set_aside))
 
     return await database.transact(work)
+
+
+async def _end_ghosts(database: Database, incarnation: str) -> None:
+    """End an incarnation's connections and wait until they are gone, GHOST_SECONDS at most.
+
+    By asking again: the wait that pg_terminate_backend offers looks only every 100 ms, most of a take-over's time.
+    """
+    gives_up_at = time.monotonic() + GHOST_SECONDS
+    for attempt in itertools.count():
+        if not await database.fetch(_END_GHOSTS, {"application": f"reconsup/{incarnation}"}):
+            return
+        if time.monotonic() > gives_up_at:
+            return
+        await asyncio.sleep(GHOST_LOOK_SECONDS_MIN * 2 ** min(attempt, 5))
 
 
 async def sweep(database: Database, networks: list[Network]) -> int:
@@ -327,8 +344,9 @@ _BURY: LiteralString = (
 SELECT id, is_set_aside FROM buried
 """
 )
+# Who is still there; a backend leaves this view after it has rolled back and let go of its locks.
 _END_GHOSTS: LiteralString = """
-SELECT pg_terminate_backend(pid, %(wait)s) FROM pg_stat_activity
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE application_name = %(application)s AND datname = current_database() AND pid <> pg_backend_pid()
 """
 
