@@ -221,6 +221,8 @@ class Reconciler:
         """Admit, view, decide and write, as long as the leases can be trusted."""
         policy = self._duty.policies[batch.network]
         against: persist.Against = "scanned" if isinstance(policy.confirmations, int) else policy.confirmations
+        if time.monotonic() > batch.trusted_until:  # the grant itself was long on its way
+            return {}, _nothing_written(len(batch.claims))
         batch = await self._admit(database, batch)
         seen = await self._view(database, batch, policy)
         outcomes = {} if seen is None else self._decide(batch, seen, policy)
