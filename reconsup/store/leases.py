@@ -202,7 +202,8 @@ _COLUMNS: LiteralString = """
   r.reconcile_lease_epoch, r.next_reconcile_at, r.reconcile_failures"""
 
 # Every condition stands inside the locking query, before LIMIT. A cursor that is unborn, or stopped, or that has no
-# block below it and read none, grants nothing; that EXISTS is uncorrelated and evaluated once.
+# block below it and read none, grants nothing; that EXISTS is uncorrelated and evaluated once. The UPDATE goes by the
+# ids alone: joined, and with a limit that PostgreSQL does not know when it plans, it was seen to read the whole table.
 _CANDIDATES: LiteralString = """
 WITH candidates AS MATERIALIZED (
   SELECT id FROM app.payment_requests
@@ -223,7 +224,7 @@ SET reconcile_lease_owner = %(owner)s,
     reconcile_lease_until = now() + make_interval(secs => %(lease)s),
     reconcile_lease_epoch = r.reconcile_lease_epoch + 1,
     next_reconcile_at = now() + make_interval(secs => %(lease)s)
-FROM candidates c WHERE r.id = c.id
+WHERE r.id = ANY (ARRAY(SELECT id FROM candidates))
 RETURNING """
     + _COLUMNS
 )
