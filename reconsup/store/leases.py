@@ -271,20 +271,25 @@ WHERE r.id = ANY (ARRAY(SELECT id FROM held))
 RETURNING r.id
 """
 )
+# With the one that is charged now, if it is.
+_DEATHS: LiteralString = """ r.reconcile_crashes + (
+      %(is_charged)s AND (%(row)s::text IS NULL OR r.id = %(row)s
+                          OR NOT EXISTS (SELECT FROM held WHERE id = %(row)s)))::int"""
 _BURY: LiteralString = (
     _HELD
-    + """, suspected AS (
-  SELECT id, %(is_charged)s AND (%(row)s::text IS NULL OR id = %(row)s
-             OR NOT EXISTS (SELECT FROM held WHERE id = %(row)s)) AS died_here
-  FROM held)
+    + """
 UPDATE app.payment_requests r
 SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL,
-    reconcile_crashes = r.reconcile_crashes + s.died_here::int,
-    next_reconcile_at = CASE WHEN r.reconcile_crashes + s.died_here::int >= %(deaths_max)s THEN NULL
-                             ELSE LEAST(r.next_reconcile_at, now()) END,
-    reconcile_error = CASE WHEN r.reconcile_crashes + s.died_here::int >= %(deaths_max)s THEN 'set_aside'
-                           ELSE r.reconcile_error END
-FROM suspected s WHERE r.id = s.id
+    reconcile_crashes ="""
+    + _DEATHS
+    + """,
+    next_reconcile_at = CASE WHEN"""
+    + _DEATHS
+    + """ >= %(deaths_max)s THEN NULL ELSE LEAST(r.next_reconcile_at, now()) END,
+    reconcile_error = CASE WHEN"""
+    + _DEATHS
+    + """ >= %(deaths_max)s THEN 'set_aside' ELSE r.reconcile_error END
+WHERE r.id = ANY (ARRAY(SELECT id FROM held))
 RETURNING r.id
 """
 )

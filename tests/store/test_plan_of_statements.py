@@ -70,6 +70,7 @@ EXPECTED: dict[str, Expected] = {
     "repair": by(pages_max=10 * FEW),
     "renew": by(PKEY, pages_max=80 * BATCH),
     "release": by(PKEY, BY_OWNER, pages_max=80 * BATCH),
+    "bury": by(PKEY, BY_OWNER, pages_max=80 * BATCH),
     "roll back": by(PKEY, pages_max=80 * BATCH),
     # With an index of their own: by(PKEY, "reconsup_suspect_idx", pages_max=200), and likewise for the sweep.
     "claim a suspect": Expected(frozenset(), is_bounded=False),
