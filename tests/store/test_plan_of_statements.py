@@ -67,6 +67,7 @@ BY_OWNER = "reconsup_lease_owner_idx"
 EXPECTED: dict[str, Expected] = {
     "admit": by(PKEY, MATCH, pages_max=30 * BATCH),
     "look again": by(PKEY, MATCH, pages_max=15 * BATCH),
+    "view": by(PKEY, MATCH, pages_max=50 * BATCH),
     "repair": by(pages_max=10 * FEW),
     "renew": by(PKEY, pages_max=80 * BATCH),
     "release": by(PKEY, BY_OWNER, pages_max=80 * BATCH),
