@@ -70,6 +70,7 @@ EXPECTED: dict[str, Expected] = {
     "view": by(PKEY, MATCH, pages_max=50 * BATCH),
     "repair": by(pages_max=10 * FEW),
     "renew": by(PKEY, pages_max=80 * BATCH),
+    "persist": by(PKEY, pages_max=80 * BATCH),
     "release": by(PKEY, BY_OWNER, pages_max=80 * BATCH),
     "bury": by(PKEY, BY_OWNER, pages_max=80 * BATCH),
     "roll back": by(PKEY, pages_max=80 * BATCH),
