@@ -112,8 +112,8 @@ def test_an_empty_claim_reads_a_handful_of_pages(bulk: Bulk, statistics: Statist
 def test_no_claim_on_a_small_table_grants_more_than_its_limit(
     ten: Bulk, statistics: Statistics, mode: Mode, limit: int
 ) -> None:
-    """Whether it goes by an index there is not asked. Seen to fail when the lock stands above the limit: all that is due
-    is locked.
+    """Whether it goes by an index there is not asked. Seen to fail when the lock stands above the limit: what is due is
+    locked, all of it.
     """
     ten.remember(statistics)
     plan, granted = claimed(ten, mode, limit=limit)
