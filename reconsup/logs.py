@@ -17,12 +17,14 @@ from contextlib import suppress
 from datetime import date
 from typing import Any, Literal, cast
 
+import orjson
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
 from reconsup import redact
 
 Format = Literal["json", "text"]
+Logger = FilteringBoundLogger
 
 _STDERR = 2
 _DEPTH_MAX = 6
@@ -99,9 +101,12 @@ class _Bound:
 
 
 def _json(_: object, __: str, event: MutableMapping[str, Any]) -> str:
-    # json, not orjson: amounts in wei do not fit in 64 bits
     first = {name: event.pop(name) for name in ("timestamp", "level", "event") if name in event}
-    return json.dumps(first | dict(event), ensure_ascii=False, default=str)
+    ordered = first | dict(event)
+    try:
+        return orjson.dumps(ordered).decode()
+    except TypeError:  # an integer beyond 64 bits, as amounts in wei are, or half a letter
+        return json.dumps(ordered, ensure_ascii=False, default=str, separators=(",", ":"))
 
 
 def _text_renderer() -> Processor:

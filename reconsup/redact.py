@@ -7,6 +7,7 @@ left, of a database's URL also the role and the database.
 """
 
 import re
+from functools import lru_cache
 
 HIDDEN = "***"
 
@@ -29,9 +30,12 @@ def text(value: str) -> str:
     """`value` with every URL and every `password=…` in it made harmless."""
     if "://" in value:
         value = _URL.sub(_harmless, value)
-    return _NAMED.sub(rf"\g<name>\g<is>{HIDDEN}", value)
+    if "=" in value or ":" in value:
+        value = _NAMED.sub(rf"\g<name>\g<is>{HIDDEN}", value)
+    return value
 
 
+@lru_cache(maxsize=1024)  # the fields of log lines: few names, again and again
 def names_a_secret(name: str) -> bool:
     """Whether what stands under `name` is a secret by its name alone."""
     return re.search(_NAME, name, re.IGNORECASE) is not None

@@ -89,6 +89,14 @@ class Janitor:
             is_charged=death.is_charged,
         )
         self._seat.scoreboard.acknowledge(death.index)
+        for id_ in released.set_aside:
+            metrics.ROW_FAILURES.inc(1, "set_aside")
+            log.error(
+                "row_set_aside",
+                request_id=id_,
+                dead=death.owner,
+                todo="workers die at this row: it is looked at no more until a person puts it right",
+            )
         if not released.requests and not released.scans:
             return  # it gave everything back itself
         self._seat.bell.ring()

@@ -29,7 +29,7 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.registry import Collector
 
 from reconsup.fleet.slot import Cause
-from reconsup.payments.request import Reason, Status
+from reconsup.payments.request import Reason, RowError, Status
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 OTHER = "other"
@@ -60,6 +60,7 @@ _METHODS = frozenset(
     }
 )
 _CAUSES = frozenset(Cause)
+_FAILURES = frozenset(RowError) | {"failed", "settlement_disowned", "refused", "set_aside"}
 _REFUSALS = frozenset({"lease_lost", "status_moved", "touched"})
 
 
@@ -147,6 +148,12 @@ WRITES_REFUSED = _counter(
     "Decisions that were not written because the fence did not hold",
     reason=_REFUSALS,
 )
+ROW_FAILURES = _counter(
+    "reconsup_row_failures_total",
+    ("reason",),
+    "Looks at requests that could not be processed; refused: PostgreSQL lets nobody write the row",
+    reason=_FAILURES,
+)
 LEASES_RELEASED = _counter(
     "reconsup_leases_released_total",
     ("cause",),
@@ -177,6 +184,7 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     CLAIMED,
     TRANSITIONS,
     WRITES_REFUSED,
+    ROW_FAILURES,
     LEASES_RELEASED,
     BLOCKS_SCANNED,
     REORGS,

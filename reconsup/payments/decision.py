@@ -8,7 +8,8 @@ Time is the chain's. The two figures that come from a clock (how long the tip ha
 row was confirmed) are arguments, and only the first may change *when* we look again.
 """
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -76,6 +77,9 @@ class Look:
     seconds: float | None = None
     height: int | None = None
 
+    def __post_init__(self) -> None:
+        assert self.seconds is None or math.isfinite(self.seconds), "a look at no time at all would be a look never"
+
 
 WHEN_TOUCHED = Look()
 AT_ONCE = Look(seconds=0.0)  # the same facts move the request a step further
@@ -105,21 +109,23 @@ class _Money:
     late: tuple[Settlement, ...]
 
 
+_NO_MONEY = _Money((), (), (), ())
+
+
 def decide(request: PaymentRequest, facts: Facts, view: ChainView, policy: Policy) -> Decision | RowError:
     """Say what becomes of the request; a RowError when the row itself cannot be decided."""
     error = request.error(chain_id=view.chain_id, shares_address=facts.shares_address)
     if error is not None:
         return error
     money = _sort(request, facts, view, policy)
-    status, reason = _next(request, facts, money, view, policy)
+    status, reason = _next(request.status, request, facts, money, view, policy)
     assert status == request.status or reason in TRANSITIONS[request.status, status]
-    after = replace(request, status=status)
-    moves_on = status != request.status and _next(after, facts, money, view, policy)[0] != status
+    moves_on = status != request.status and _next(status, request, facts, money, view, policy)[0] != status
     counted = money.deep if status == Status.CONFIRMED else money.in_time
     return Decision(
         status=status,
         reason=reason,
-        look=AT_ONCE if moves_on else _look(after, money, view, policy),
+        look=AT_ONCE if moves_on else _look(status, request, money, view, policy),
         amount_minor=total(money.in_time),
         confirmations=min((each.confirmations(view.scanned_height) for each in counted), default=0),
         evidence=money.in_time + money.orphaned,
@@ -129,20 +135,20 @@ def decide(request: PaymentRequest, facts: Facts, view: ChainView, policy: Polic
 
 
 def _next(
-    request: PaymentRequest, facts: Facts, money: _Money, view: ChainView, policy: Policy
+    status: Status, request: PaymentRequest, facts: Facts, money: _Money, view: ChainView, policy: Policy
 ) -> tuple[Status, Reason | None]:
-    """One step of the state machine: the next status, and the reason if the history gets an entry."""
-    match request.status:
+    """One step of the state machine from `status`: the next one, and the reason if the history gets an entry."""
+    match status:
         case Status.PENDING | Status.DETECTED | Status.REORGED:
-            return _open(request, facts, money, view, policy)
+            return _open(status, request, facts, money, view, policy)
         case Status.CONFIRMED:
             return _confirmed(request, facts, money, policy)
         case Status.EXPIRED | Status.FAILED:
-            return request.status, None
+            return status, None
 
 
 def _open(
-    request: PaymentRequest, facts: Facts, money: _Money, view: ChainView, policy: Policy
+    status: Status, request: PaymentRequest, facts: Facts, money: _Money, view: ChainView, policy: Policy
 ) -> tuple[Status, Reason | None]:
     """The next status of a pending, detected or reorged request, and why."""
     expected = request.expected_amount_minor
@@ -150,13 +156,13 @@ def _open(
     if is_reached(total(money.deep), expected, policy.confirmed_threshold_bps):
         return Status.CONFIRMED, Reason.RECONFIRMED if facts.was_confirmed else Reason.CONFIRMED
     if is_reached(seen, expected, policy.detected_threshold_bps):
-        if request.status != Status.DETECTED:
+        if status != Status.DETECTED:
             return Status.DETECTED, Reason.DETECTED
-    elif request.status == Status.DETECTED and money.orphaned:
+    elif status == Status.DETECTED and money.orphaned:
         return Status.REORGED, Reason.REORGED
     if _is_over(request, money, view, policy):
         return Status.EXPIRED, Reason.UNDERPAID_EXPIRED if seen else Reason.EXPIRED
-    return request.status, None
+    return status, None
 
 
 def _confirmed(request: PaymentRequest, facts: Facts, money: _Money, policy: Policy) -> tuple[Status, Reason | None]:
@@ -192,9 +198,9 @@ def _is_over(request: PaymentRequest, money: _Money, view: ChainView, policy: Po
     return _return_height(money, policy) <= view.scanned_height
 
 
-def _look(request: PaymentRequest, money: _Money, view: ChainView, policy: Policy) -> Look:
+def _look(status: Status, request: PaymentRequest, money: _Money, view: ChainView, policy: Policy) -> Look:
     """When to look again. Confirmed and expired rows cost nothing until somebody touches them."""
-    if request.status in (Status.CONFIRMED, Status.EXPIRED, Status.FAILED):
+    if status in (Status.CONFIRMED, Status.EXPIRED, Status.FAILED):
         return WHEN_TOUCHED
     height = height_that_reaches(money.in_time, request.expected_amount_minor, policy.confirmed_threshold_bps)
     if height is not None:
@@ -234,6 +240,8 @@ def _standstill_seconds(view: ChainView) -> float:
 
 
 def _sort(request: PaymentRequest, facts: Facts, view: ChainView, policy: Policy) -> _Money:
+    if not facts.settlements:  # most looks, by far
+        return _NO_MONEY
     deadline = _deadline(request, policy)
     in_time = [each for each in facts.settlements if each.first_block_time <= deadline]
     canonical = tuple(each for each in in_time if each.is_canonical)

@@ -37,7 +37,7 @@ class Status(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a history entry was written. The last two leave the status as it is."""
+    """Why a history entry was written. The last four leave the status as it is."""
 
     DETECTED = "payment_detected"
     CONFIRMED = "payment_confirmed"
@@ -47,6 +47,8 @@ class Reason(StrEnum):
     UNDERPAID_EXPIRED = "payment_underpaid_expired"
     LATE = "payment_late"
     REORGED_AFTER_FINALITY = "payment_reorged_after_finality"
+    ROW_FAILED = "row_failed"  # the row could not be processed, and this had not been said of it before
+    ROW_SET_ASIDE = "row_set_aside"  # workers died at it: it is looked at no more
 
 
 TRANSITIONS = MappingProxyType(

@@ -22,11 +22,10 @@ from typing import Any, LiteralString, Self, TypeVar
 
 import psycopg
 from psycopg import errors
-from psycopg.abc import Buffer
-from psycopg.adapt import Loader
 from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
 
+from reconsup.store import adapters
 from reconsup.store.errors import SchemaBehind, StoreRefused, StoreRejected, StoreUnavailable
 
 CONNECT_SECONDS = 5
@@ -50,13 +49,6 @@ _REFUSALS = (
     "no password supplied",
     "permission denied for database",
 )
-
-
-class _IntegerLoader(Loader):
-    """numeric → int, exactly. Amounts have no fraction here, and Decimal arithmetic rounds at 28 digits."""
-
-    def load(self, data: Buffer) -> int:
-        return int(bytes(data))
 
 
 class Database:
@@ -135,12 +127,9 @@ class Database:
         except _RETRIED:
             await self._roll_back(connection)
             raise
-        except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as error:
+        except psycopg.ProgrammingError as error:
             await self._roll_back(connection)
-            raise SchemaBehind(f"{_first_line(error)}: run `reconsup migrate`") from error
-        except errors.InsufficientPrivilege as error:
-            await self._roll_back(connection)
-            raise StoreRefused(_first_line(error)) from error
+            raise _translated(error) from error
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             await self._roll_back(connection)
             raise StoreRejected(_first_line(error)) from error
@@ -174,7 +163,7 @@ class Database:
             text = _first_line(error) or f"no connection within {CONNECT_SECONDS} s"
             kind = StoreRefused if any(refusal in text for refusal in _REFUSALS) else StoreUnavailable
             raise kind(text) from error
-        self._connection.adapters.register_loader("numeric", _IntegerLoader)
+        adapters.register(self._connection)
         return self._connection
 
     async def _roll_back(self, connection: Connection) -> None:
@@ -203,9 +192,36 @@ class Transaction:
         """Run a statement whose rows nobody needs."""
         await self._database._send(self._connection, sql, parameters)
 
+    async def attempt(self, sql: LiteralString, parameters: dict[str, Any]) -> str | None:
+        """Run a statement and take it back; None, or in PostgreSQL's words why it refuses a value in it."""
+        await self._connection.execute("SAVEPOINT attempt")
+        try:
+            await self._database._send(self._connection, sql, parameters)
+        except (psycopg.DataError, psycopg.IntegrityError) as error:
+            return _first_line(error)
+        except psycopg.ProgrammingError as error:
+            if not isinstance(_translated(error), StoreRejected):
+                raise
+            return _first_line(error)
+        finally:
+            if self._connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                await self._connection.execute("ROLLBACK TO SAVEPOINT attempt")
+        return None
+
     async def rows(self, sql: LiteralString, parameters: dict[str, Any] | None = None) -> list[Row]:
         """Run a statement; its rows."""
         return await (await self._database._send(self._connection, sql, parameters)).fetchall()
+
+
+def _translated(error: psycopg.ProgrammingError) -> Exception:
+    """What an error in a statement of ours means; one that we know no reason for is our own mistake, and stays."""
+    if error.diag.context or isinstance(error, errors.RaiseException):
+        return StoreRejected(_first_line(error))  # raised in a function: somebody's trigger
+    if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName):
+        return SchemaBehind(f"{_first_line(error)}: run `reconsup migrate`")
+    if isinstance(error, errors.InsufficientPrivilege):
+        return StoreRefused(_first_line(error))
+    return error
 
 
 # One message, so that there is no moment at which the transaction is open without its time-outs. The lock's must be

@@ -8,9 +8,10 @@ Lock order here as everywhere: cursor, then spans, then requests in id order. On
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import LiteralString
+from typing import LiteralString, TypedDict
 
 from reconsup.payments.request import Network, PaymentRequest, Status
 from reconsup.store.database import Database, Row, Transaction
@@ -50,12 +51,23 @@ class Batch:
     trusted_until: float
 
 
+class Figures(TypedDict):
+    """What a claim is made with: `store.refusals` asks about the same one."""
+
+    owner: str
+    lease_seconds: float
+    limit: int
+    suspects: bool
+    without: Sequence[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Released:
-    """How many leases were given back."""
+    """How many leases were given back. `set_aside`: ids of requests that are looked at no more: a person must act."""
 
     requests: int
     scans: int
+    set_aside: tuple[str, ...] = ()
 
 
 def trusted_until(sent_at: float, lease_seconds: float) -> float:
@@ -67,11 +79,20 @@ def trusted_until(sent_at: float, lease_seconds: float) -> float:
 
 
 async def claim(
-    database: Database, network: Network, *, owner: str, lease_seconds: float, limit: int, suspects: bool = False
+    database: Database,
+    network: Network,
+    *,
+    owner: str,
+    lease_seconds: float,
+    limit: int,
+    suspects: bool = False,
+    without: Sequence[str] = (),
 ) -> Batch:
     """Lease at most `limit` due requests of a network that has a running cursor; one statement.
 
     `suspects`: those at which a worker died before, to be claimed alone (`limit` 1); otherwise all others.
+    `without`: ids that are left out. Raises StoreRejected where PostgreSQL refuses to write one of the rows:
+    `store.refusals` says which.
     """
     sent_at = time.monotonic()
     rows = await database.fetch(
@@ -82,6 +103,7 @@ async def claim(
             "owner": owner,
             "lease": lease_seconds,
             "limit": limit,
+            "without": list(without),
         },
     )
     claims = tuple(_claim_of(row, network) for row in rows)
@@ -133,7 +155,7 @@ async def bury(
     First its connections are ended, also the idle ones: what a killed client sent last may yet be read and commit.
     `row` is the id it was working on, if it noted one: that row, or else every row it held, counts a
     crash, unless the worker was told to stop (`is_charged` False: the rows had no part in its death). A row at
-    which workers died alone three times is set aside and looked at no more.
+    which workers died alone three times is set aside and looked at no more; its history says so.
     """
     await database.fetch(_END_GHOSTS, {"application": f"reconsup/{incarnation}", "wait": int(GHOST_SECONDS * 1000)})
 
@@ -143,7 +165,7 @@ async def bury(
         requests = await transaction.rows(
             _BURY, {"owner": owner, "row": row, "is_charged": is_charged, "deaths_max": 1 + DEATHS_ALONE_MAX}
         )
-        return Released(len(requests), len(scans))
+        return Released(len(requests), len(scans), tuple(each.id for each in requests if each.is_set_aside))
 
     return await database.transact(work)
 
@@ -204,32 +226,34 @@ _COLUMNS: LiteralString = """
 # Every condition stands inside the locking query, before LIMIT. A cursor that is unborn, or stopped, or that has no
 # block below it and read none, grants nothing; that EXISTS is uncorrelated and evaluated once. The UPDATE goes by the
 # ids alone: joined, and with a limit that PostgreSQL does not know when it plans, it was seen to read the whole table.
-_CANDIDATES: LiteralString = """
+CANDIDATES: LiteralString = """
 WITH candidates AS MATERIALIZED (
   SELECT id FROM app.payment_requests
   WHERE chain = %(chain)s AND network = %(network)s
     AND next_reconcile_at IS NOT NULL AND next_reconcile_at <= now()
     AND status IN ('pending', 'detected', 'confirmed', 'reorged', 'expired')
     AND (reconcile_lease_until IS NULL OR reconcile_lease_until <= now())
+    AND id <> ALL (%(without)s::text[])
     AND EXISTS (SELECT FROM app.chain_cursors k WHERE k.chain = %(chain)s AND k.network = %(network)s
                 AND k.stop_reason IS NULL AND k.tip_time IS NOT NULL)
     AND """
-_GRANT: LiteralString = (
-    """
+ORDINARY: LiteralString = "reconcile_crashes = 0"
+SUSPECT: LiteralString = "reconcile_crashes > 0"
+LIMITED: LiteralString = """
   ORDER BY next_reconcile_at, created_at, id
   LIMIT %(limit)s
   FOR NO KEY UPDATE SKIP LOCKED)
+"""
+GRANT: LiteralString = """
 UPDATE app.payment_requests r
 SET reconcile_lease_owner = %(owner)s,
     reconcile_lease_until = now() + make_interval(secs => %(lease)s),
     reconcile_lease_epoch = r.reconcile_lease_epoch + 1,
     next_reconcile_at = now() + make_interval(secs => %(lease)s)
-WHERE r.id = ANY (ARRAY(SELECT id FROM candidates))
-RETURNING """
-    + _COLUMNS
-)
-_CLAIM: LiteralString = _CANDIDATES + "reconcile_crashes = 0" + _GRANT
-_CLAIM_SUSPECT: LiteralString = _CANDIDATES + "reconcile_crashes > 0" + _GRANT
+"""
+_RETURN: LiteralString = "WHERE r.id = ANY (ARRAY(SELECT id FROM candidates)) RETURNING " + _COLUMNS
+_CLAIM: LiteralString = CANDIDATES + ORDINARY + LIMITED + GRANT + _RETURN
+_CLAIM_SUSPECT: LiteralString = CANDIDATES + SUSPECT + LIMITED + GRANT + _RETURN
 
 # What `held` has locked stays as it was read: the UPDATE goes by its ids alone.
 _RENEW: LiteralString = (
@@ -277,20 +301,29 @@ _DEATHS: LiteralString = """ r.reconcile_crashes + (
                           OR NOT EXISTS (SELECT FROM held WHERE id = %(row)s)))::int"""
 _BURY: LiteralString = (
     _HELD
-    + """
-UPDATE app.payment_requests r
-SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL,
-    reconcile_crashes ="""
+    + """, buried AS (
+  UPDATE app.payment_requests r
+  SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL,
+      reconcile_crashes ="""
     + _DEATHS
     + """,
-    next_reconcile_at = CASE WHEN"""
+      next_reconcile_at = CASE WHEN"""
     + _DEATHS
     + """ >= %(deaths_max)s THEN NULL ELSE LEAST(r.next_reconcile_at, now()) END,
-    reconcile_error = CASE WHEN"""
+      reconcile_error = CASE WHEN"""
     + _DEATHS
     + """ >= %(deaths_max)s THEN 'set_aside' ELSE r.reconcile_error END
-WHERE r.id = ANY (ARRAY(SELECT id FROM held))
-RETURNING r.id
+  WHERE r.id = ANY (ARRAY(SELECT id FROM held))
+  RETURNING r.id, r.status, r.reconcile_lease_epoch AS epoch, r.reconcile_crashes AS crashes,
+            r.reconcile_crashes >= %(deaths_max)s AS is_set_aside
+), told AS (
+  INSERT INTO app.payment_request_transitions
+    (payment_request_id, from_status, to_status, reason, evidence, lease_owner, lease_epoch)
+  SELECT b.id, b.status, b.status, 'row_set_aside',
+         jsonb_build_array(jsonb_build_object('error', 'workers died at it', 'crashes', b.crashes)),
+         %(owner)s, b.epoch
+  FROM buried b WHERE b.is_set_aside)
+SELECT id, is_set_aside FROM buried
 """
 )
 _END_GHOSTS: LiteralString = """

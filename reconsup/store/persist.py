@@ -8,14 +8,14 @@ successor released.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, LiteralString
 
-from psycopg.types.json import Jsonb
+import orjson
 
 from reconsup.payments.decision import Decision
-from reconsup.payments.request import Reason
+from reconsup.payments.request import Reason, Status
 from reconsup.payments.settlement import Orphaning, Settlement
 from reconsup.store.database import Database, Row, Transaction
 from reconsup.store.leases import HELD_EPOCH, TOUCHED, Batch, Claim
@@ -26,7 +26,9 @@ Against = Literal["scanned", "safe", "finalized"]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A row that could not be decided: `error` goes into `reconcile_error`, the next look grows ever later."""
+    """A row that could not be decided: `error` goes into `reconcile_error` and, when it is news, into the history;
+    the next look grows ever later.
+    """
 
     error: str
 
@@ -61,8 +63,10 @@ async def persist(
     parameters = {"owner": batch.owner, "worker_id": worker_id} | _rows(batch, outcomes)
 
     async def work(transaction: Transaction) -> Persisted:
-        written, refused = _sorted(batch, outcomes, await transaction.rows(_PERSIST, parameters))
-        entries = _entries([claim for claim in batch.claims if claim.request.id in written], outcomes)
+        (answer,) = await transaction.rows(_PERSIST, parameters)
+        written, refused = _sorted(batch, outcomes, answer)
+        of_batch = [claim for claim in batch.claims if claim.request.id in written]
+        entries = _entries(of_batch, outcomes, frozenset(answer.failing))
         history: dict[str, list[tuple[Reason, str | None]]] = {id_: [] for id_ in written}
         if entries["of"]:
             for id_, reason, evidence_ref in await transaction.rows(_TELL, parameters | entries):
@@ -89,20 +93,22 @@ async def persist(
 
 
 def _sorted(
-    batch: Batch, outcomes: Mapping[str, Decision | Failure], rows: Sequence[Row]
+    batch: Batch, outcomes: Mapping[str, Decision | Failure], answer: Row
 ) -> tuple[frozenset[str], Counter[Refusal]]:
     """The ids that were written, and why others were not: the answer of `_PERSIST`."""
-    written = frozenset(row.id for row in rows if row.is_written)
-    fences = {row.id: row for row in rows if not row.is_written}
+    written = frozenset(answer.written)
     refused: Counter[Refusal] = Counter()
+    if len(written) == len(batch.claims):
+        return written, refused
+    held, moved = frozenset(answer.held), frozenset(answer.moved)
     for claim in batch.claims:
         id_ = claim.request.id
         if id_ in written or id_ not in outcomes:
             continue
-        if id_ not in fences or not fences[id_].is_held:
+        if id_ not in held:
             refused["lease_lost"] += 1
         else:
-            refused["touched" if fences[id_].is_status else "status_moved"] += 1
+            refused["status_moved" if id_ in moved else "touched"] += 1
     return written, refused
 
 
@@ -126,8 +132,10 @@ def _rows(batch: Batch, outcomes: Mapping[str, Decision | Failure]) -> dict[str,
     return columns
 
 
-def _entries(claims: list[Claim], outcomes: Mapping[str, Decision | Failure]) -> dict[str, Any]:
-    """The columns of the history entries, one array each."""
+def _entries(
+    claims: list[Claim], outcomes: Mapping[str, Decision | Failure], failing: Collection[str]
+) -> dict[str, Any]:
+    """The columns of the history entries, one array each. `failing`: ids whose error is news."""
     columns: dict[str, list[Any]] = {
         name: []
         for name in (
@@ -135,28 +143,48 @@ def _entries(claims: list[Claim], outcomes: Mapping[str, Decision | Failure]) ->
         )
     }  # fmt: skip
 
-    def add(claim: Claim, decision: Decision, reason: Reason, late: Settlement | None) -> None:
-        evidence = (late,) if late else decision.evidence
-        columns["of"].append(claim.request.id)
-        columns["froms"].append(claim.request.status)
-        columns["tos"].append(decision.status)
-        columns["reasons"].append(reason)
-        columns["refs"].append(late.evidence_ref if late else None)
-        columns["amounts"].append(late.amount_minor if late else decision.amount_minor)
-        columns["expecteds"].append(claim.request.expected_amount_minor)
-        columns["depths"].append(decision.confirmations)
-        columns["evidences"].append(Jsonb([_as_json(each) for each in evidence]))
-        columns["proofs"].append(Jsonb(proof_as_json(decision.proof)) if decision.proof and not late else None)
-        columns["grants"].append(claim.epoch)
+    def add(claim: Claim, to_status: Status, reason: Reason, **told: Any) -> None:
+        entry = {
+            "of": claim.request.id,
+            "froms": claim.request.status,
+            "tos": to_status,
+            "reasons": reason,
+            "expecteds": _text(claim.request.expected_amount_minor),
+            "grants": claim.epoch,
+            "refs": None,
+            "amounts": None,
+            "depths": None,
+            "proofs": None,
+        } | told
+        for name, column in columns.items():
+            column.append(entry[name])
 
     for claim in claims:
         outcome = outcomes[claim.request.id]
-        if isinstance(outcome, Decision):
-            if outcome.reason is not None:
-                add(claim, outcome, outcome.reason, None)
-            for late in outcome.late:
-                add(claim, outcome, Reason.LATE, late)
+        if isinstance(outcome, Failure):
+            if claim.request.id in failing:
+                add(claim, claim.request.status, Reason.ROW_FAILED, evidences=_json([{"error": outcome.error}]))
+            continue
+        if outcome.reason is not None:
+            add(
+                claim, outcome.status, outcome.reason, amounts=str(outcome.amount_minor), depths=outcome.confirmations,
+                evidences=_json([_as_json(each) for each in outcome.evidence]),
+                proofs=_json(_proof_as_json(outcome.proof)) if outcome.proof else None,
+            )  # fmt: skip
+        for late in outcome.late:
+            add(
+                claim, outcome.status, Reason.LATE, refs=late.evidence_ref, amounts=str(late.amount_minor),
+                depths=outcome.confirmations, evidences=_json([_as_json(late)]),
+            )  # fmt: skip
     return columns
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _text(amount_minor: int | None) -> str | None:
+    return None if amount_minor is None else str(amount_minor)
 
 
 def _as_json(settlement: Settlement) -> dict[str, Any]:
@@ -170,8 +198,8 @@ def _as_json(settlement: Settlement) -> dict[str, Any]:
     }
 
 
-def proof_as_json(proof: Orphaning) -> dict[str, Any]:
-    """A reorg proof in the form that settlements' metadata and the history share."""
+def _proof_as_json(proof: Orphaning) -> dict[str, Any]:
+    """In the form that it has in a settlement's metadata."""
     return {
         "height": proof.height,
         "block_hash": proof.block_hash,
@@ -187,7 +215,7 @@ _PERSIST: LiteralString = (
     """
 WITH locked AS MATERIALIZED (
   SELECT r.id, d.epoch, d.due_at, d.expected_status, d.status, d.look_seconds, d.look_height, d.error,
-         r.status = d.expected_status AS is_status,
+         r.status = d.expected_status AS is_status, r.reconcile_error AS error_before,
          coalesce("""
     + HELD_EPOCH
     + """= d.epoch, false) AS is_held
@@ -222,9 +250,11 @@ WITH locked AS MATERIALIZED (
     AND r.next_reconcile_at = l.due_at
   RETURNING r.id
 )
-SELECT id, is_held, is_status, false AS is_written FROM locked
-UNION ALL
-SELECT id, true, true, true FROM written
+SELECT ARRAY(SELECT id FROM written) AS written,
+       ARRAY(SELECT l.id FROM locked l LEFT JOIN written w ON w.id = l.id WHERE l.is_held AND w.id IS NULL) AS held,
+       ARRAY(SELECT l.id FROM locked l WHERE l.is_held AND NOT l.is_status) AS moved,
+       ARRAY(SELECT l.id FROM locked l JOIN written w ON w.id = l.id
+             WHERE l.error IS NOT NULL AND l.error IS DISTINCT FROM l.error_before) AS failing
 """
 )
 

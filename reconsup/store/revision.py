@@ -13,7 +13,13 @@ import psycopg
 from reconsup.store.database import Database
 from reconsup.store.errors import SchemaBehind
 
-REVISIONS = ("0001_base", "0002_leases", "0003_chain", "0004_history")  # oldest first; a test compares
+REVISIONS = (
+    "0001_base",
+    "0002_leases",
+    "0003_chain",
+    "0004_history",
+    "0005_rare_rows",
+)  # oldest first; a test compares
 EXPECTED_REVISION = REVISIONS[-1]
 VERSION_TABLE: LiteralString = "reconsup_schema_version"  # in schema `app`
 

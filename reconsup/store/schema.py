@@ -111,6 +111,21 @@ Index(
     postgresql_where=text("reconcile_lease_owner IS NOT NULL"),
 )
 Index(
+    "reconsup_suspect_idx",
+    payment_requests.c.chain,
+    payment_requests.c.network,
+    payment_requests.c.next_reconcile_at,
+    payment_requests.c.created_at,
+    payment_requests.c.id,
+    postgresql_where=text("reconcile_crashes > 0"),
+)
+Index(
+    "reconsup_forgotten_idx",
+    payment_requests.c.chain,
+    payment_requests.c.network,
+    postgresql_where=text("next_reconcile_at IS NULL AND status IN ('pending', 'detected', 'reorged')"),
+)
+Index(
     "reconsup_match_idx",
     payment_requests.c.chain,
     payment_requests.c.network,

@@ -31,6 +31,7 @@ from reconsup.worker.scanner import Scanner, Watch
 
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 69
+BATCHES_IN_HAND = 2  # while PostgreSQL works on one, decisions are made on the other
 DATABASE_PATIENCE_SECONDS = 30.0  # well below the supervisor's boot deadline
 
 
@@ -58,10 +59,10 @@ class _Worker:
         code = EXIT_OK
         try:
             async with AsyncExitStack() as stack:
-                database = await stack.enter_async_context(self._database())
-                if await self._wait_for_database(database):
-                    await self._work(stack, database)
-                    code = await self._give_back(database)
+                databases = [await stack.enter_async_context(self._database()) for _ in range(BATCHES_IN_HAND)]
+                if await self._wait_for_database(databases[0]):
+                    await self._work(stack, databases)
+                    code = await self._give_back(databases[0])
         except* SchemaBehind as group:
             self._log.error("schema_behind", error=str(group.exceptions[0]))
             code = EXIT_UNAVAILABLE
@@ -127,11 +128,11 @@ class _Worker:
                 return True
         return False
 
-    async def _work(self, stack: AsyncExitStack, database: Database) -> None:
+    async def _work(self, stack: AsyncExitStack, databases: list[Database]) -> None:
         scanners = {network: await self._scanner(stack, network) for network in self._networks}
         reconciler = Reconciler(
             self._duty(),
-            database,
+            databases,
             self._cell,
             self._pauses.pause(),
             is_served=lambda network: scanners[network].is_served,

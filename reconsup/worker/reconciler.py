@@ -5,9 +5,10 @@ them, keeps the trust in its leases, and tells metrics, log and scoreboard what 
 it needs was scanned before.
 """
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -15,18 +16,18 @@ import structlog
 from reconsup.fleet.posix import Cell
 from reconsup.monitor import metrics
 from reconsup.payments.decision import Decision, Policy, decide
-from reconsup.payments.request import Network, Reason, RowError, Status
-from reconsup.store import admission, leases, persist, view
+from reconsup.payments.request import Network, RowError, Status
+from reconsup.store import admission, leases, persist, refusals, view
 from reconsup.store.database import Database
 from reconsup.store.errors import StoreRejected, StoreUnavailable
 from reconsup.store.leases import Batch, Claim
 from reconsup.store.persist import Persisted
+from reconsup.worker import journal
+from reconsup.worker.journal import Outcomes
 from reconsup.worker.pause import Pause
-
-Outcomes = dict[str, Decision | persist.Failure]
+from reconsup.worker.troubles import Refused
 
 PROBE_SECONDS = 1.0
-ALARMS = (Reason.LATE, Reason.REORGED_AFTER_FINALITY)
 SUSPECTS_EVERY_CYCLES = 10
 
 
@@ -42,24 +43,40 @@ class Duty:
     policies: dict[Network, Policy]
 
 
+@dataclass(frozen=True, slots=True)
+class _Cycle:
+    """What came of a cycle. `has_more`: there is likely more to do at once; `is_lost`: some lease may have been."""
+
+    has_more: bool = False
+    is_lost: bool = False
+
+    def and_then(self, other: "_Cycle") -> "_Cycle":
+        return _Cycle(self.has_more or other.has_more, self.is_lost or other.is_lost)
+
+
 class Reconciler:
-    """One worker's loop over the requests of its networks. `is_served` may take a network out while it runs."""
+    """One worker's loop over the requests of its networks. `is_served` may take a network out while it runs.
+
+    `databases`: a connection for each batch that may be in hand at the same time.
+    """
 
     def __init__(
         self,
         duty: Duty,
-        database: Database,
+        databases: Sequence[Database],
         cell: Cell,
         pause: Pause,
         *,
         is_served: Callable[[Network], bool],
     ) -> None:
         self._duty = duty
-        self._database = database
+        self._databases = tuple(databases)
         self._cell = cell
         self._pause = pause
         self._is_served = is_served
         self._log = structlog.get_logger()
+        self._refused = Refused()
+        self._leases_held = 0
         self._may_hold_leases = False
         self._cycles = 0
 
@@ -75,7 +92,7 @@ class Reconciler:
                     self._log.error(
                         "database_refuses" if isinstance(error, StoreRejected) else "database_away", error=str(error)
                     )
-                is_away = self._may_hold_leases = True
+                is_away = True
                 await self._pause.for_seconds(PROBE_SECONDS)
                 continue
             if is_away:
@@ -86,103 +103,154 @@ class Reconciler:
 
     async def look_around(self) -> bool:
         """One cycle over every network; whether there is likely more to do at once."""
-        if self._may_hold_leases:
-            await leases.release_requests(self._database, self._duty.owner)
-            self._hold(0)
+        await self._give_back()
+        self._may_hold_leases = True  # until all is written: an answer may be lost on the way
         self._cycles += 1
-        has_more = False
+        has_more = is_lost = False
         for network in self._duty.policies:
             if self._is_served(network) and not self._pause.is_stopping:
-                has_more |= await self._look_at(network)
+                cycle = await self._look_at(network)
+                has_more |= cycle.has_more
+                is_lost |= cycle.is_lost
+        self._may_hold_leases = is_lost  # what was too slow may still be ours
+        await self._give_back()
         return has_more
 
-    async def _look_at(self, network: Network) -> bool:
-        has_more = await self._cycle(network, limit=self._duty.batch_size, suspects=False)
-        if has_more and self._cycles % SUSPECTS_EVERY_CYCLES:
-            return True
-        return await self._cycle(network, limit=1, suspects=True) or has_more
+    async def _give_back(self) -> None:
+        """Give back what may be leased without being known. Only between cycles: it takes all that this owner has."""
+        if self._may_hold_leases:
+            await leases.release_requests(self._databases[0], self._duty.owner)
+            self._may_hold_leases = False
+        self._leases_held = 0
+        self._cell.set_leases(0)
 
-    async def _cycle(self, network: Network, *, limit: int, suspects: bool) -> bool:
-        """Claim and process one batch; whether it was a full one, or rows of it are due again."""
+    async def _look_at(self, network: Network) -> _Cycle:
+        cycle = await self._cycle(self._databases, network, limit=self._duty.batch_size, suspects=False)
+        if cycle.has_more and self._cycles % SUSPECTS_EVERY_CYCLES:
+            return cycle
+        return cycle.and_then(await self._cycle(self._databases[:1], network, limit=1, suspects=True))
+
+    async def _cycle(self, databases: Sequence[Database], network: Network, *, limit: int, suspects: bool) -> _Cycle:
+        """Claim and process one batch; where it came full, claim the next one meanwhile over the next connection.
+
+        So PostgreSQL works on one batch while decisions are made on another. Both are ended when this returns.
+        """
+        database, *others = databases
         started = time.monotonic()
-        self._may_hold_leases = True  # until the batch is written: an answer may be lost on the way
-        batch = await leases.claim(
-            self._database,
-            network,
-            owner=self._duty.owner,
-            lease_seconds=self._duty.lease_seconds,
-            limit=limit,
-            suspects=suspects,
-        )
+        batch = await self._claim(database, network, limit=limit, suspects=suspects)
+        if batch is None:
+            return _Cycle(has_more=True)  # without those that were in the way
         if not batch.claims:
-            self._hold(0)
-            return False
+            return _Cycle()
         self._hold(len(batch.claims))
         metrics.CLAIMED.inc(len(batch.claims))
-        outcomes, persisted = await self._process(batch)
-        if persisted.refused["lease_lost"]:  # what was too slow may still be ours
-            await leases.release_requests(self._database, self._duty.owner)
-        self._hold(0)
-        self._tell(batch, outcomes, persisted, time.monotonic() - started)
-        return len(batch.claims) == limit or persisted.is_due_again or persisted.refused.total() > 0
+        is_full = len(batch.claims) == limit
+        if not (is_full and others):
+            return (await self._finish(database, batch, started)).and_then(_Cycle(has_more=is_full))
+        both = await asyncio.gather(
+            self._finish(database, batch, started),
+            self._cycle(others, network, limit=limit, suspects=suspects),
+            return_exceptions=True,
+        )
+        done = [each for each in both if isinstance(each, _Cycle)]
+        if len(done) < len(both):
+            raise next(each for each in both if isinstance(each, BaseException))
+        return done[0].and_then(done[1])
 
-    def _hold(self, leases_held: int) -> None:
-        self._cell.set_leases(leases_held)
-        self._may_hold_leases = leases_held > 0
+    async def _finish(self, database: Database, batch: Batch, started: float) -> _Cycle:
+        """Process a batch that was claimed, and tell of it."""
+        outcomes, persisted = await self._process(database, batch)
+        self._hold(-len(batch.claims))
+        journal.tell(batch, outcomes, persisted, time.monotonic() - started)
+        self._cell.set_last_cycle(time.time())
+        return _Cycle(
+            has_more=persisted.is_due_again or persisted.refused.total() > 0,
+            is_lost=persisted.refused["lease_lost"] > 0,
+        )
 
-    async def _process(self, batch: Batch) -> tuple[Outcomes, Persisted]:
+    async def _claim(self, database: Database, network: Network, *, limit: int, suspects: bool) -> Batch | None:
+        """The next batch; None when rows were in its way that PostgreSQL refuses to write: they are left out now."""
+        figures: leases.Figures = {
+            "owner": self._duty.owner,
+            "lease_seconds": self._duty.lease_seconds,
+            "limit": limit,
+            "suspects": suspects,
+            "without": self._refused.left_out(time.monotonic()),
+        }
+        try:
+            return await leases.claim(database, network, **figures)
+        except StoreRejected:
+            refused = await refusals.find(database, network, **figures)
+            if not 0 < len(refused) < refusals.FOUND_MAX:
+                raise
+        self._refused.note(refused, time.monotonic())
+        for id_, words in refused.items():
+            metrics.ROW_FAILURES.inc(1, "refused")
+            self._log.error(
+                "row_refused", request_id=id_, error=words, todo="PostgreSQL refuses to write this row: put it right"
+            )
+        await refusals.tell(database, refused, worker_id=self._duty.worker_id, owner=self._duty.owner)
+        return None
+
+    def _hold(self, change: int) -> None:
+        self._leases_held += change
+        self._cell.set_leases(self._leases_held)
+
+    async def _process(self, database: Database, batch: Batch) -> tuple[Outcomes, Persisted]:
         """Decide and write a batch; where PostgreSQL rejects a value in it, row by row, so that only that row fails."""
         try:
-            return await self._attempt(batch)
+            return await self._attempt(database, batch)
         except StoreRejected as error:
             if len(batch.claims) == 1:
-                return await self._write_failure(batch, error)
+                return await self._write_failure(database, batch, error)
         outcomes: Outcomes = {}
         persisted = Persisted(frozenset(), Counter())
         for claim in batch.claims:
-            of_one, done = await self._process(replace(batch, claims=(claim,)))
+            of_one, done = await self._process(database, replace(batch, claims=(claim,)))
             outcomes |= of_one
             persisted = _together(persisted, done)
         return outcomes, persisted
 
-    async def _attempt(self, batch: Batch) -> tuple[Outcomes, Persisted]:
+    async def _attempt(self, database: Database, batch: Batch) -> tuple[Outcomes, Persisted]:
         """Admit, view, decide and write, as long as the leases can be trusted."""
         policy = self._duty.policies[batch.network]
         against: persist.Against = "scanned" if isinstance(policy.confirmations, int) else policy.confirmations
-        batch = await self._admit(batch)
-        seen = await self._view(batch, policy)
+        batch = await self._admit(database, batch)
+        seen = await self._view(database, batch, policy)
         outcomes = {} if seen is None else self._decide(batch, seen, policy)
         if any(_expires(claim, outcomes) for claim in batch.claims):
-            outcomes = await self._look_before_expiry(batch, outcomes, policy)
+            outcomes = await self._look_before_expiry(database, batch, outcomes, policy)
         held = batch
         if batch.claimed_at + self._duty.lease_seconds / 3 < time.monotonic() < batch.trusted_until:
-            held = await leases.renew(self._database, batch, lease_seconds=self._duty.lease_seconds)
+            held = await leases.renew(database, batch, lease_seconds=self._duty.lease_seconds)
         if time.monotonic() > held.trusted_until:
             return outcomes, _nothing_written(len(batch.claims))
-        persisted = await persist.persist(
-            self._database, held, outcomes, worker_id=self._duty.worker_id, due_against=against
-        )
+        persisted = await persist.persist(database, held, outcomes, worker_id=self._duty.worker_id, due_against=against)
         return outcomes, _together(persisted, _nothing_written(len(batch.claims) - len(held.claims)))
 
-    async def _look_before_expiry(self, batch: Batch, outcomes: Outcomes, policy: Policy) -> Outcomes:
+    async def _look_before_expiry(
+        self, database: Database, batch: Batch, outcomes: Outcomes, policy: Policy
+    ) -> Outcomes:
         """Expiry is for good, so what the tail holds for these rows is asked once more, and all decided again."""
         expiring = tuple(claim for claim in batch.claims if _expires(claim, outcomes))
-        await admission.look_again(self._database, replace(batch, claims=expiring))
-        seen = await self._view(batch, policy)
+        await admission.look_again(database, replace(batch, claims=expiring))
+        seen = await self._view(database, batch, policy)
         return {} if seen is None else self._decide(batch, seen, policy)
 
-    async def _write_failure(self, batch: Batch, error: StoreRejected) -> tuple[Outcomes, Persisted]:
+    async def _write_failure(
+        self, database: Database, batch: Batch, error: StoreRejected
+    ) -> tuple[Outcomes, Persisted]:
         """Note on the only row of a batch that PostgreSQL takes nothing of what we have to say of it."""
         ids = [claim.request.id for claim in batch.claims]
         self._log.error("row_rejected", request_id=ids[0], error=str(error))
         outcomes: Outcomes = dict.fromkeys(ids, persist.Failure(f"failed: {error}"[:500]))
-        return outcomes, await persist.persist(self._database, batch, outcomes, worker_id=self._duty.worker_id)
+        return outcomes, await persist.persist(database, batch, outcomes, worker_id=self._duty.worker_id)
 
-    async def _admit(self, batch: Batch) -> Batch:
+    async def _admit(self, database: Database, batch: Batch) -> Batch:
         """Look up the past of requests that the scan has not met; the batch as it is after it."""
         if all(claim.request.admitted for claim in batch.claims):
             return batch
-        admitted = await admission.admit(self._database, batch)
+        admitted = await admission.admit(database, batch)
         return replace(
             batch,
             claims=tuple(
@@ -191,16 +259,16 @@ class Reconciler:
             ),
         )
 
-    async def _view(self, batch: Batch, policy: Policy) -> view.View | None:
+    async def _view(self, database: Database, batch: Batch, policy: Policy) -> view.View | None:
         """What the decisions look at, after what another program disowned without a proof was repaired."""
         ids = [claim.request.id for claim in batch.claims]
-        seen = await view.read(self._database, batch.network, ids, expiry_confirmations=policy.expiry_confirmations)
+        seen = await view.read(database, batch.network, ids, expiry_confirmations=policy.expiry_confirmations)
         if seen is None or not seen.disowned:
             return seen
-        repaired = await admission.repair(self._database, batch, seen.disowned)
+        repaired = await admission.repair(database, batch, seen.disowned)
         metrics.SETTLEMENTS_REPAIRED.inc(repaired)
         self._log.warning("settlements_repaired", requests=len(seen.disowned), settlements=repaired)
-        return await view.read(self._database, batch.network, ids, expiry_confirmations=policy.expiry_confirmations)
+        return await view.read(database, batch.network, ids, expiry_confirmations=policy.expiry_confirmations)
 
     def _decide(self, batch: Batch, seen: view.View, policy: Policy) -> Outcomes:
         outcomes: Outcomes = {}
@@ -232,58 +300,6 @@ class Reconciler:
             )
             return persist.Failure(str(decision))
         return decision
-
-    def _tell(self, batch: Batch, outcomes: Outcomes, persisted: Persisted, seconds: float) -> None:
-        """Metrics, a line for each transition, a line for the cycle."""
-        moved: Counter[Status | str] = Counter()
-        errors = 0
-        for claim in batch.claims:
-            outcome = outcomes.get(claim.request.id)
-            if claim.request.id not in persisted.written or outcome is None:
-                continue
-            if isinstance(outcome, Decision):
-                moved["reconfirmed" if outcome.reason == Reason.RECONFIRMED else outcome.status] += (
-                    outcome.status != claim.request.status
-                )
-                self._tell_transition(claim, outcome, persisted.history[claim.request.id])
-            else:
-                errors += 1
-        for reason, count in persisted.refused.items():
-            metrics.WRITES_REFUSED.inc(count, reason)
-        metrics.CYCLE_SECONDS.observe(seconds)
-        self._cell.set_last_cycle(time.time())
-        self._log.info(
-            "cycle",
-            network=batch.network.name,
-            claimed=len(batch.claims),
-            scanned=len(outcomes),
-            confirmed=moved[Status.CONFIRMED],
-            detected=moved[Status.DETECTED],
-            reorged=moved[Status.REORGED],
-            reconfirmed=moved["reconfirmed"],
-            expired=moved[Status.EXPIRED],
-            skipped=sum(persisted.refused.values()),
-            errors=errors,
-            latency_ms=round(seconds * 1000, 1),
-        )
-
-    def _tell_transition(
-        self, claim: Claim, decision: Decision, entries: tuple[tuple[Reason, str | None], ...]
-    ) -> None:
-        late_minor = {late.evidence_ref: late.amount_minor for late in decision.late}
-        for reason, evidence_ref in entries:
-            metrics.TRANSITIONS.inc(1, claim.request.status, decision.status, reason)
-            say = self._log.warning if reason in ALARMS else self._log.info
-            say(
-                "transition",
-                request_id=claim.request.id,
-                status_from=claim.request.status,
-                status_to=decision.status,
-                reason=reason,
-                confirmations=decision.confirmations,
-                amount_minor=str(late_minor[evidence_ref] if evidence_ref else decision.amount_minor),
-                **({"evidence_ref": evidence_ref} if evidence_ref else {}),
-            )
 
 
 def _nothing_written(count: int) -> Persisted:

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from reconsup.fleet.posix import MONITOR, Bell, Cause, Scoreboard, Seat
-from reconsup.monitor import janitor
+from reconsup.monitor import janitor, metrics
 from reconsup.monitor.janitor import Janitor
 from reconsup.payments.request import Network
 from reconsup.store.database import Database
@@ -101,6 +101,25 @@ def test_the_row_that_was_at_work_is_the_one_that_is_suspected(database: Fresh) 
     with_janitor(seat, database.url, once)
 
     assert database.fetch("SELECT reconcile_crashes FROM app.payment_requests ORDER BY id") == [(0,), (1,), (0,)]
+
+
+def test_a_row_that_is_set_aside_is_an_alarm(
+    database: Fresh, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """In the log and in the metrics; the others are due at once. Seen to fail (no line) when nobody looks."""
+    metrics.open(tmp_path, "monitor")
+    seat = new_seat()
+    poison = leased(database, f"host-0#{DEAD}", reconcile_crashes=3)
+    other = leased(database, f"host-0#{DEAD}")
+    die(seat, row=poison)
+
+    with_janitor(seat, database.url, once)
+
+    assert database.fetch("SELECT id FROM app.payment_requests WHERE next_reconcile_at <= now()") == [(other,)]
+    lines = [line for line in capfd.readouterr().out.splitlines() if "row_set_aside" in line]
+    assert len(lines) == 1
+    assert poison in lines[0]
+    assert b'reconsup_row_failures_total{reason="set_aside"} 1.0' in metrics.render(tmp_path, {})
 
 
 def test_a_statement_of_the_dead_that_still_runs_is_ended_first(database: Fresh) -> None:

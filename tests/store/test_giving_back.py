@@ -20,6 +20,7 @@ from tests.support.ledgers import (
     claimed,
     cursor_of,
     decided,
+    history_of,
     ids_of,
     now,
     request_of,
@@ -265,7 +266,8 @@ def test_after_the_third_death_alone_a_row_is_set_aside(emptied: Emptied) -> Non
             await ready(janitor)
             for deaths in range(1, 5):
                 assert ids_of(await claimed(janitor, suspects=deaths > 1, limit=1)) == [id_]
-                await leases.bury(janitor, incarnation="00000000000000aa", owner=OWNER, row=id_)
+                released = await leases.bury(janitor, incarnation="00000000000000aa", owner=OWNER, row=id_)
+                assert released.set_aside == ((id_,) if deaths == 4 else ())
                 row = request_of(emptied, id_)
                 assert row["reconcile_crashes"] == deaths
                 assert (row["reconcile_error"], row["next_reconcile_at"] is None) == (
@@ -273,6 +275,14 @@ def test_after_the_third_death_alone_a_row_is_set_aside(emptied: Emptied) -> Non
                 )
             assert ids_of(await claimed(janitor, suspects=True)) == []
             assert await leases.sweep(janitor, [NETWORK]) == 0
+            (entry,) = history_of(emptied, id_)
+            assert (entry["reason"], entry["from_status"], entry["to_status"]) == (
+                "row_set_aside",
+                "pending",
+                "pending",
+            )
+            assert entry["evidence"] == [{"error": "workers died at it", "crashes": 4}]
+            assert (entry["lease_owner"], entry["lease_epoch"]) == (OWNER, 4)
 
     asyncio.run(story())
 

@@ -209,7 +209,26 @@ def test_a_failure_is_recorded_and_the_next_look_comes_ever_later(emptied: Empti
 
     asyncio.run(story())
     assert delays == [1, 2, 4, 8, 16, 32, 64, 128, 240, 240, 240]
-    assert history_of(emptied, id_) == []
+
+
+def test_a_failure_is_told_when_it_is_news(emptied: Emptied) -> None:
+    """Seen to fail (told at every look, for ever) when the error before is not asked for."""
+    id_ = emptied.insert()
+
+    async def story() -> None:
+        async with store(emptied) as worker:
+            await born(worker, Chain())
+            for outcome in (Failure("a"), Failure("a"), Failure("b"), UNCHANGED, Failure("b")):
+                emptied.execute("UPDATE app.payment_requests SET next_reconcile_at = now()")
+                await persisted(worker, await claimed(worker), outcome)
+
+    asyncio.run(story())
+    told = history_of(emptied, id_)
+    assert [each["evidence"] for each in told] == [[{"error": "a"}], [{"error": "b"}], [{"error": "b"}]]
+    assert {(each["reason"], each["from_status"], each["to_status"]) for each in told} == {
+        ("row_failed", "pending", "pending")
+    }
+    assert [each["lease_epoch"] for each in told] == [1, 3, 5]
 
 
 def test_one_failing_row_does_not_hold_back_the_others(emptied: Emptied) -> None:

@@ -86,7 +86,11 @@ class Desk:
         pause = self.pauses.pause
         self.scanner = Scanner(self.watch, await self._store("scan"), chain, self.cell, self.bell, pause())
         self.reconciler = Reconciler(
-            self.duty, await self._store("look"), self.cell, pause(), is_served=lambda _: self.scanner.is_served
+            self.duty,
+            [await self._store("look"), await self._store("look")],
+            self.cell,
+            pause(),
+            is_served=lambda _: self.scanner.is_served,
         )
         return self
 

@@ -38,7 +38,10 @@ def wait_for(what: str, look: Callable[[], T | None], seconds: float = 20.0) -> 
 
 
 class Program:
-    """One supervisor with its workers. Leaving the `with` stops it (TERM, then KILL) and leaves nothing behind."""
+    """One supervisor with its workers (`code`: Python that is run in place of the program).
+
+    Leaving the `with` stops it (TERM, then KILL) and leaves nothing behind.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Program:
         folder: Path,
         workers: int = 2,
         worker_id: str = "test",
+        code: str | None = None,
         **environment: str,
     ) -> None:
         self.port = free_port()
@@ -62,7 +66,7 @@ class Program:
         }
         flags = ["--workers", str(workers), "--worker-id", worker_id, "--metrics-address", f"127.0.0.1:{self.port}"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "reconsup.cli", *flags],
+            [sys.executable, *(["-m", "reconsup.cli"] if code is None else ["-c", code]), *flags],
             env={**os.environ, **settings, **environment},
             stdout=self._output,
             stderr=subprocess.STDOUT,

@@ -87,7 +87,9 @@ def test_a_row_that_cannot_be_decided_says_so_and_is_tried_ever_more_rarely(
                 shop.make_due()
                 await shop.desk.look()
             assert waits == [10, 30, 60, 120]
-            assert shop.reasons(bad) == []
+            (entry,) = shop.entries(bad)  # told once, however often it fails
+            assert (entry["reason"], entry["evidence"]) == ("row_failed", [{"error": name}])
+            assert (entry["from_status"], entry["to_status"]) == ("pending", "pending")
 
     asyncio.run(run())
 

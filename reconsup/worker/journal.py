@@ -1,0 +1,71 @@
+"""What a worker says of a batch: metrics, a line for each transition, a line for the cycle."""
+
+from collections import Counter
+
+from reconsup import logs
+from reconsup.monitor import metrics
+from reconsup.payments.decision import Decision
+from reconsup.payments.request import Reason, Status
+from reconsup.store.leases import Batch, Claim
+from reconsup.store.persist import Failure, Persisted
+
+Outcomes = dict[str, Decision | Failure]
+
+ALARMS = (Reason.LATE, Reason.REORGED_AFTER_FINALITY)
+
+log = logs.get_logger()
+
+
+def tell(batch: Batch, outcomes: Outcomes, persisted: Persisted, seconds: float) -> None:
+    """Metrics, a line for each transition, a line for the cycle."""
+    moved: Counter[Status | str] = Counter()
+    errors = 0
+    bound = log.bind()  # once, not for each line
+    for claim in batch.claims:
+        outcome = outcomes.get(claim.request.id)
+        if claim.request.id not in persisted.written or outcome is None:
+            continue
+        if isinstance(outcome, Decision):
+            moved["reconfirmed" if outcome.reason == Reason.RECONFIRMED else outcome.status] += (
+                outcome.status != claim.request.status
+            )
+            _tell_transition(bound, claim, outcome, persisted.history[claim.request.id])
+        else:
+            errors += 1
+            metrics.ROW_FAILURES.inc(1, outcome.error.partition(":")[0])
+    for reason, count in persisted.refused.items():
+        metrics.WRITES_REFUSED.inc(count, reason)
+    metrics.CYCLE_SECONDS.observe(seconds)
+    bound.info(
+        "cycle",
+        network=batch.network.name,
+        claimed=len(batch.claims),
+        scanned=len(outcomes),
+        confirmed=moved[Status.CONFIRMED],
+        detected=moved[Status.DETECTED],
+        reorged=moved[Status.REORGED],
+        reconfirmed=moved["reconfirmed"],
+        expired=moved[Status.EXPIRED],
+        skipped=sum(persisted.refused.values()),
+        errors=errors,
+        latency_ms=round(seconds * 1000, 1),
+    )
+
+
+def _tell_transition(
+    bound: logs.Logger, claim: Claim, decision: Decision, entries: tuple[tuple[Reason, str | None], ...]
+) -> None:
+    late_minor = {late.evidence_ref: late.amount_minor for late in decision.late}
+    for reason, evidence_ref in entries:
+        metrics.TRANSITIONS.inc(1, claim.request.status, decision.status, reason)
+        say = bound.warning if reason in ALARMS else bound.info
+        say(
+            "transition",
+            request_id=claim.request.id,
+            status_from=claim.request.status,
+            status_to=decision.status,
+            reason=reason,
+            confirmations=decision.confirmations,
+            amount_minor=str(late_minor[evidence_ref] if evidence_ref else decision.amount_minor),
+            **({"evidence_ref": evidence_ref} if evidence_ref else {}),
+        )

@@ -1,0 +1,153 @@
+"""Rows that are in the way of others: they are left out or put off, and the others are looked at without a pause."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from reconsup.demo.anvil import Anvil
+from reconsup.worker import reconciler
+from tests.support.desk import Shop, open_shop
+from tests.support.postgres import Database
+from tests.worker.test_rows import seconds_until_next_look
+from tests.worker.test_trust import Slow
+
+pytestmark = pytest.mark.service
+
+
+def test_a_worker_goes_through_all_that_is_due_without_a_pause(database: Database, anvil: Anvil) -> None:
+    """Two batches in each cycle. Seen to fail (one batch a poll) when a full batch does not say that there is more."""
+
+    async def run() -> None:
+        async with open_shop(database, anvil, batch_size=5) as shop:
+            ids = [await shop.request() for _ in range(47)]
+            await shop.desk.scan()
+            cycles = 1
+            while await shop.desk.reconciler.look_around():
+                cycles += 1
+            assert cycles == 5
+            assert [shop.row(id_)["reconcile_lease_epoch"] for id_ in ids] == [1] * 47
+
+    asyncio.run(run())
+
+
+# rows that PostgreSQL refuses to write
+
+
+TRIGGER = """
+CREATE FUNCTION app.theirs() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN IF NEW.id = '{id}' THEN {act}; END IF; RETURN NEW; END $$;
+CREATE TRIGGER theirs BEFORE UPDATE ON app.payment_requests FOR EACH ROW EXECUTE FUNCTION app.theirs()
+"""
+ACTS = {
+    "raises": ("RAISE EXCEPTION 'not with me'", "not with me"),
+    "raises a check violation": ("RAISE check_violation USING MESSAGE = 'not with me'", "not with me"),
+    "divides by zero": ("NEW.derivation_index := 1 / 0", "division by zero"),
+    "reads a table that is gone": ("PERFORM 1 FROM app.gone", 'relation "app.gone" does not exist'),
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_a_row_that_no_update_may_touch_does_not_hold_back_the_others(
+    database: Database, anvil: Anvil, act: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The trigger is another service's, the row one it forgot. It is named in log and history, and left out.
+
+    Seen to fail (nobody is confirmed) when a refused claim is only an alarm; and, with RAISE EXCEPTION, when its error
+    code is taken for a mistake of ours: every worker died of it.
+    """
+    statement, words = ACTS[act]
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            ids = await _paid(shop, 7)
+            database.execute(TRIGGER.format(id=ids[3], act=statement))
+            await shop.desk.look()
+            assert [shop.status(id_) for id_ in ids] == ["confirmed"] * 3 + ["pending"] + ["confirmed"] * 3
+            assert shop.row(ids[3])["reconcile_lease_owner"] is None
+            (entry,) = shop.entries(ids[3])
+            assert (entry["reason"], entry["evidence"]) == ("row_failed", [{"error": words}])
+
+    asyncio.run(run())
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "row_refused" in line]
+    assert words in line
+
+
+def test_a_row_that_broke_a_rule_before_the_rule_was_made_is_left_out_ever_longer_and_told_once(
+    database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And looked at in the end, once somebody has put it right. Seen to fail with a constant delay."""
+    slow = Slow(monkeypatch)
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            bad, good = await _paid(shop, 2)
+            database.execute("UPDATE app.payment_requests SET asset = 'ETH ' WHERE id = %s", [bad])
+            database.execute("ALTER TABLE app.payment_requests ADD CONSTRAINT theirs CHECK (asset <> 'ETH ') NOT VALID")
+            finds = _counting_finds(monkeypatch)
+            await shop.desk.look()
+            assert (shop.status(bad), shop.status(good)) == ("pending", "confirmed")
+            looked = []
+            for seconds in (14.0, 2.0, 29.0, 2.0):  # left out for 15 s, then for 30 s
+                slow.pass_by(seconds)
+                await shop.desk.look()
+                looked.append(len(finds))
+            assert looked == [1, 2, 2, 3]
+            assert shop.reasons(bad) == ["row_failed"]
+            database.execute("ALTER TABLE app.payment_requests DROP CONSTRAINT theirs")
+            database.execute("UPDATE app.payment_requests SET asset = 'ETH'")
+            slow.pass_by(61.0)
+            await shop.desk.look()
+            assert shop.status(bad) == "confirmed"
+
+    asyncio.run(run())
+
+
+def _counting_finds(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = []
+    real = reconciler.refusals.find
+
+    async def find(*arguments: Any, **figures: Any) -> dict[str, str]:
+        found.append(await real(*arguments, **figures))
+        return found[-1]
+
+    monkeypatch.setattr(reconciler.refusals, "find", find)
+    return found
+
+
+async def _paid(shop: Shop, count: int) -> list[str]:
+    """So many requests, paid, scanned, deep enough and due."""
+    ids = [await shop.request() for _ in range(count)]
+    for id_ in ids:
+        await shop.pay(id_, to_mine=0)
+    await shop.chain.mine(2)
+    await shop.desk.scan()
+    return ids
+
+
+def test_a_row_that_fails_waits_for_a_growing_time_and_the_others_do_not(
+    database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail (the others wait with it) when the whole batch is put off."""
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            ids = await _paid(shop, 5)
+            real = reconciler.decide
+
+            def deciding(request: Any, *rest: Any) -> Any:
+                assert request.id != ids[2], "the poison"
+                return real(request, *rest)
+
+            monkeypatch.setattr(reconciler, "decide", deciding)
+            await shop.desk.look()
+            assert [shop.status(id_) for id_ in ids].count("confirmed") == 4
+            waits = [seconds_until_next_look(shop.row(ids[2]))]
+            for _ in range(3):
+                shop.make_due()
+                await shop.desk.look()
+                waits.append(seconds_until_next_look(shop.row(ids[2])))
+            assert [round(each) for each in waits] == pytest.approx([15, 30, 60, 120], abs=2)
+            assert shop.reasons(ids[2]) == ["row_failed"]
+
+    asyncio.run(run())
