@@ -76,6 +76,7 @@ EXPECTED: dict[str, Expected] = {
     "touch due": by(PKEY, DUE_HEIGHT, pages_max=FEW),
     "roll back": by(PKEY, pages_max=80 * BATCH),
     "find the refused": by(PKEY, "reconsup_claim_idx", pages_max=80 * BATCH),
+    "tell of the refused": by(PKEY, pages_max=20 * FEW),
     "claim a suspect": by(PKEY, "reconsup_suspect_idx", pages_max=150),
     "sweep": by(PKEY, "reconsup_forgotten_idx", pages_max=100 * FORGOTTEN),
 }
