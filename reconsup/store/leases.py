@@ -247,7 +247,8 @@ _COLUMNS: LiteralString = (
 )
 
 # Every condition stands inside the locking query, before LIMIT. A cursor that is unborn, or stopped, or that has no
-# block below it and read none, grants nothing; that EXISTS is uncorrelated and evaluated once.
+# block below it and read none, grants nothing; that EXISTS is uncorrelated and evaluated once. The UPDATE goes by the
+# ids alone: joined, and with a limit that PostgreSQL does not know when it plans, it was seen to read the whole table.
 CANDIDATES: LiteralString = """
 WITH candidates AS MATERIALIZED (
   SELECT id FROM app.payment_requests
@@ -273,7 +274,7 @@ SET reconcile_lease_owner = %(owner)s,
     reconcile_lease_epoch = r.reconcile_lease_epoch + 1,
     next_reconcile_at = now() + make_interval(secs => %(lease)s)
 """
-_RETURN: LiteralString = "FROM candidates c WHERE r.id = c.id RETURNING " + _COLUMNS
+_RETURN: LiteralString = "WHERE r.id = ANY (ARRAY(SELECT id FROM candidates)) RETURNING " + _COLUMNS
 _CLAIM: LiteralString = CANDIDATES + ORDINARY + LIMITED + GRANT + _RETURN
 _CLAIM_SUSPECT: LiteralString = CANDIDATES + SUSPECT + LIMITED + GRANT + _RETURN
 
@@ -317,21 +318,25 @@ WHERE r.id = ANY (ARRAY(SELECT id FROM held))
 RETURNING r.id
 """
 )
+# With the one that is charged now, if it is.
+_DEATHS: LiteralString = """ r.reconcile_crashes + (
+      %(is_charged)s AND (%(row)s::text IS NULL OR r.id = %(row)s
+                          OR NOT EXISTS (SELECT FROM held WHERE id = %(row)s)))::int"""
 _BURY: LiteralString = (
     _HELD
-    + """, suspected AS (
-  SELECT id, %(is_charged)s AND (%(row)s::text IS NULL OR id = %(row)s
-             OR NOT EXISTS (SELECT FROM held WHERE id = %(row)s)) AS died_here
-  FROM held
-), buried AS (
+    + """, buried AS (
   UPDATE app.payment_requests r
   SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL,
-      reconcile_crashes = r.reconcile_crashes + s.died_here::int,
-      next_reconcile_at = CASE WHEN r.reconcile_crashes + s.died_here::int >= %(deaths_max)s THEN NULL
-                               ELSE LEAST(r.next_reconcile_at, now()) END,
-      reconcile_error = CASE WHEN r.reconcile_crashes + s.died_here::int >= %(deaths_max)s THEN 'set_aside'
-                             ELSE r.reconcile_error END
-  FROM suspected s WHERE r.id = s.id
+      reconcile_crashes ="""
+    + _DEATHS
+    + """,
+      next_reconcile_at = CASE WHEN"""
+    + _DEATHS
+    + """ >= %(deaths_max)s THEN NULL ELSE LEAST(r.next_reconcile_at, now()) END,
+      reconcile_error = CASE WHEN"""
+    + _DEATHS
+    + """ >= %(deaths_max)s THEN 'set_aside' ELSE r.reconcile_error END
+  WHERE r.id = ANY (ARRAY(SELECT id FROM held))
   RETURNING r.id, r.status, r.reconcile_lease_epoch AS epoch, r.reconcile_crashes AS crashes,
             r.reconcile_crashes >= %(deaths_max)s AS is_set_aside
 ), told AS (

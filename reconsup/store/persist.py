@@ -282,7 +282,8 @@ FROM unnest(%(of)s::text[], %(froms)s::text[], %(tos)s::text[], %(reasons)s::tex
                        confirmations, evidence, proof, epoch, position)
 WHERE e.reason <> 'payment_reorged_after_finality' OR NOT EXISTS (
   SELECT FROM app.payment_request_transitions t
-  WHERE t.payment_request_id = e.id AND t.reason = e.reason AND t.proof = e.proof)
+  WHERE t.payment_request_id = e.id AND t.reason = e.reason AND t.proof = e.proof
+  OFFSET 0)
 ORDER BY e.position
 ON CONFLICT (payment_request_id, evidence_ref) WHERE reason = 'payment_late' DO NOTHING
 RETURNING payment_request_id, reason, evidence_ref
@@ -300,6 +301,7 @@ WHERE r.id = m.id AND"""
 """
 )
 
+# Coalesce keeps it from the index of the due heights, by which every request that waits was seen to be looked at.
 _TOUCH_REACHED: LiteralString = (
     """
 WITH cursor AS (
@@ -308,7 +310,7 @@ WITH cursor AS (
   FROM app.chain_cursors WHERE chain = %(chain)s AND network = %(network)s
 ), reached AS MATERIALIZED (
   SELECT r.id FROM app.payment_requests r, cursor k
-  WHERE r.id = ANY(%(ids)s::text[]) AND r.reconcile_due_height <= k.height
+  WHERE r.id = ANY(%(ids)s::text[]) AND coalesce(r.reconcile_due_height <= k.height, false)
   ORDER BY r.id FOR NO KEY UPDATE OF r)
 UPDATE app.payment_requests r SET reconcile_due_height = NULL, next_reconcile_at ="""
     + TOUCHED

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.bulk import Bulk, load
 from tests.support.ledgers import Emptied
 from tests.support.postgres import Postgres
 
@@ -34,3 +35,11 @@ def emptied(_kept: Emptied) -> Emptied:
     for table in TABLES:
         _kept.execute(f"DELETE FROM app.{table}")
     return _kept
+
+
+@pytest.fixture(scope="session", params=[50_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+def bulk(request: pytest.FixtureRequest, postgres: Postgres, migrated_template: str) -> Iterator[Bulk]:
+    """Many requests, and as many of another network; not to be changed. A million take half a minute to make."""
+    database = load(postgres, migrated_template, request.param)
+    yield database
+    postgres.drop(database)
