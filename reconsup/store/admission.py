@@ -1,8 +1,11 @@
 """Admission: what the tail holds for a request that the scan has never met, read without a gap.
 
-One READ COMMITTED transaction of several statements, never one statement: the cursor's row is shared first, and the
+One READ COMMITTED transaction of several statements, never one statement: the cursor's row is locked first, and the
 joins that follow take their snapshots after that lock. A commit updates the cursor first and then joins. So either
 the commit came first, and the tail holds its credits, or it comes later, and its own join sees the request.
+
+The lock is the commit's own kind: for it PostgreSQL lets them queue. Shared locks would not queue but overtake a
+commit that waits: with a dozen admissions at a time, none was ever had for it.
 """
 
 from collections.abc import Sequence
@@ -29,7 +32,7 @@ async def admit(database: Database, batch: Batch) -> frozenset[str]:
     }
 
     async def work(transaction: Transaction) -> frozenset[str]:
-        await transaction.send(_SHARE_CURSOR, parameters)
+        await transaction.send(_LOCK_CURSOR, parameters)
         admitted = await transaction.rows(_ADMIT, parameters)
         await transaction.send(_SETTLE_TAIL, parameters)
         return frozenset(id_ for (id_,) in admitted)
@@ -52,7 +55,7 @@ async def look_again(database: Database, batch: Batch) -> None:
     }
 
     async def work(transaction: Transaction) -> None:
-        await transaction.send(_SHARE_CURSOR, parameters)
+        await transaction.send(_LOCK_CURSOR, parameters)
         await transaction.send(_SETTLE_TAIL, parameters)
 
     await database.transact(work)
@@ -66,7 +69,7 @@ async def repair(database: Database, batch: Batch, ids: Sequence[str]) -> int:
     parameters = {"chain": batch.network.chain, "network": batch.network.name, "ids": list(ids)}
 
     async def work(transaction: Transaction) -> int:
-        await transaction.send(_SHARE_CURSOR, parameters)
+        await transaction.send(_LOCK_CURSOR, parameters)
         return len(await transaction.rows(_REPAIR, parameters))
 
     return await database.transact(work)
@@ -74,8 +77,8 @@ async def repair(database: Database, batch: Batch, ids: Sequence[str]) -> int:
 
 _SETTLE_TAIL: LiteralString = settle(PAID_IN_TAIL)
 
-_SHARE_CURSOR: LiteralString = """
-SELECT 1 FROM app.chain_cursors WHERE chain = %(chain)s AND network = %(network)s FOR SHARE
+_LOCK_CURSOR: LiteralString = """
+SELECT 1 FROM app.chain_cursors WHERE chain = %(chain)s AND network = %(network)s FOR NO KEY UPDATE
 """
 
 # The past is read when the block below the tail is older than the request's first block can be. Before the first

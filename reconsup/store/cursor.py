@@ -202,7 +202,9 @@ FINALIZED: LiteralString = """
     (SELECT b.height FROM app.chain_blocks b WHERE b.chain = k.chain AND b.network = k.network
        AND b.height = %(finalized)s::bigint AND b.block_hash = %(finalized_hash)s::text))"""
 
-# The height that due heights are compared with: the scan's, or that of the tag which the policy names.
+# The height that due heights are compared with: the scan's, or that of the tag which the policy names. Of a column that
+# is below something unknown PostgreSQL expects a third of all rows, and may read the whole table; of one that is also
+# above something it expects next to none. So whoever asks for `<=` this also asks for `>= 0`.
 DUE_HEIGHT: LiteralString = (
     """ (SELECT CASE %(against)s WHEN 'safe' THEN k.safe_height WHEN 'finalized' THEN k.finalized_height
             ELSE k.next_height - 1 END
@@ -215,7 +217,7 @@ _TOUCH_DUE: LiteralString = (
 WITH due AS MATERIALIZED (
   SELECT r.id FROM app.payment_requests r
   WHERE r.chain = %(chain)s AND r.network = %(network)s AND r.status <> 'failed'
-    AND r.reconcile_due_height <="""
+    AND r.reconcile_due_height >= 0 AND r.reconcile_due_height <="""
     + DUE_HEIGHT
     + """
   ORDER BY r.id FOR NO KEY UPDATE OF r)

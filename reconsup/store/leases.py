@@ -7,6 +7,8 @@ claim are literals, so that the partial index can always be proven to apply.
 Lock order here as everywhere: cursor, then spans, then requests in id order. Only the claim skips locked rows.
 """
 
+import asyncio
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from reconsup.store.database import Database, Row, Transaction
 TRUST_MARGIN_SECONDS_MIN = 0.05
 DEATHS_ALONE_MAX = 3
 GHOST_SECONDS = 0.5
+GHOST_LOOK_SECONDS_MIN = 0.002
 
 # What makes a row worth looking at again at once, whoever holds it now (a holder's persist then fails its fence).
 TOUCHED: LiteralString = """
@@ -157,7 +160,7 @@ async def bury(
     crash, unless the worker was told to stop (`is_charged` False: the rows had no part in its death). A row at
     which workers died alone three times is set aside and looked at no more; its history says so.
     """
-    await database.fetch(_END_GHOSTS, {"application": f"reconsup/{incarnation}", "wait": int(GHOST_SECONDS * 1000)})
+    await _end_ghosts(database, incarnation)
 
     async def work(transaction: Transaction) -> Released:
         scans = await transaction.rows(_FREE_SCANS, {"owner": owner})
@@ -168,6 +171,20 @@ async def bury(
         return Released(len(requests), len(scans), tuple(each.id for each in requests if each.is_set_aside))
 
     return await database.transact(work)
+
+
+async def _end_ghosts(database: Database, incarnation: str) -> None:
+    """End an incarnation's connections and wait until they are gone, GHOST_SECONDS at most.
+
+    By asking again: the wait that pg_terminate_backend offers looks only every 100 ms, most of a take-over's time.
+    """
+    gives_up_at = time.monotonic() + GHOST_SECONDS
+    for attempt in itertools.count():
+        if not await database.fetch(_END_GHOSTS, {"application": f"reconsup/{incarnation}"}):
+            return
+        if time.monotonic() > gives_up_at:
+            return
+        await asyncio.sleep(GHOST_LOOK_SECONDS_MIN * 2 ** min(attempt, 5))
 
 
 async def sweep(database: Database, networks: list[Network]) -> int:
@@ -214,17 +231,24 @@ def _claim_of(row: Row, network: Network) -> Claim:
 
 # NaN is a value of numeric and no amount; a negative one is a row error, which is what such a row must become.
 # An infinite time is one of timestamptz; Python has none, so it becomes one that is very far away.
-_COLUMNS: LiteralString = """
-  r.id, r.status, r.asset,
-  CASE WHEN r.expected_amount_minor = 'NaN' THEN -1 ELSE r.expected_amount_minor END AS expected,
-  r.chain_id, r.token_standard, r.token_contract,
-  LEAST(GREATEST(r.expires_at, '1970-01-01 00:00Z'), '9000-01-01 00:00Z') AS expires_at,
+EXPECTED: LiteralString = " CASE WHEN r.expected_amount_minor = 'NaN' THEN -1 ELSE r.expected_amount_minor END "
+EXPIRES: LiteralString = " LEAST(GREATEST(r.expires_at, '1970-01-01 00:00Z'), '9000-01-01 00:00Z') "
+_COLUMNS: LiteralString = (
+    """
+  r.id, r.status, r.asset,"""
+    + EXPECTED
+    + """AS expected,
+  r.chain_id, r.token_standard, r.token_contract,"""
+    + EXPIRES
+    + """AS expires_at,
   LEAST(GREATEST(r.created_at, '1970-01-01 00:00Z'), '9000-01-01 00:00Z') AS created_at,
   r.reconcile_admitted_height,
   r.reconcile_lease_epoch, r.next_reconcile_at, r.reconcile_failures"""
+)
 
 # Every condition stands inside the locking query, before LIMIT. A cursor that is unborn, or stopped, or that has no
-# block below it and read none, grants nothing; that EXISTS is uncorrelated and evaluated once.
+# block below it and read none, grants nothing; that EXISTS is uncorrelated and evaluated once. The UPDATE goes by the
+# ids alone: joined, and with a limit that PostgreSQL does not know when it plans, it was seen to read the whole table.
 CANDIDATES: LiteralString = """
 WITH candidates AS MATERIALIZED (
   SELECT id FROM app.payment_requests
@@ -250,7 +274,7 @@ SET reconcile_lease_owner = %(owner)s,
     reconcile_lease_epoch = r.reconcile_lease_epoch + 1,
     next_reconcile_at = now() + make_interval(secs => %(lease)s)
 """
-_RETURN: LiteralString = "FROM candidates c WHERE r.id = c.id RETURNING " + _COLUMNS
+_RETURN: LiteralString = "WHERE r.id = ANY (ARRAY(SELECT id FROM candidates)) RETURNING " + _COLUMNS
 _CLAIM: LiteralString = CANDIDATES + ORDINARY + LIMITED + GRANT + _RETURN
 _CLAIM_SUSPECT: LiteralString = CANDIDATES + SUSPECT + LIMITED + GRANT + _RETURN
 
@@ -294,21 +318,25 @@ WHERE r.id = ANY (ARRAY(SELECT id FROM held))
 RETURNING r.id
 """
 )
+# With the one that is charged now, if it is.
+_DEATHS: LiteralString = """ r.reconcile_crashes + (
+      %(is_charged)s AND (%(row)s::text IS NULL OR r.id = %(row)s
+                          OR NOT EXISTS (SELECT FROM held WHERE id = %(row)s)))::int"""
 _BURY: LiteralString = (
     _HELD
-    + """, suspected AS (
-  SELECT id, %(is_charged)s AND (%(row)s::text IS NULL OR id = %(row)s
-             OR NOT EXISTS (SELECT FROM held WHERE id = %(row)s)) AS died_here
-  FROM held
-), buried AS (
+    + """, buried AS (
   UPDATE app.payment_requests r
   SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL,
-      reconcile_crashes = r.reconcile_crashes + s.died_here::int,
-      next_reconcile_at = CASE WHEN r.reconcile_crashes + s.died_here::int >= %(deaths_max)s THEN NULL
-                               ELSE LEAST(r.next_reconcile_at, now()) END,
-      reconcile_error = CASE WHEN r.reconcile_crashes + s.died_here::int >= %(deaths_max)s THEN 'set_aside'
-                             ELSE r.reconcile_error END
-  FROM suspected s WHERE r.id = s.id
+      reconcile_crashes ="""
+    + _DEATHS
+    + """,
+      next_reconcile_at = CASE WHEN"""
+    + _DEATHS
+    + """ >= %(deaths_max)s THEN NULL ELSE LEAST(r.next_reconcile_at, now()) END,
+      reconcile_error = CASE WHEN"""
+    + _DEATHS
+    + """ >= %(deaths_max)s THEN 'set_aside' ELSE r.reconcile_error END
+  WHERE r.id = ANY (ARRAY(SELECT id FROM held))
   RETURNING r.id, r.status, r.reconcile_lease_epoch AS epoch, r.reconcile_crashes AS crashes,
             r.reconcile_crashes >= %(deaths_max)s AS is_set_aside
 ), told AS (
@@ -321,8 +349,9 @@ _BURY: LiteralString = (
 SELECT id, is_set_aside FROM buried
 """
 )
+# Who is still there; a backend leaves this view after it has rolled back and let go of its locks.
 _END_GHOSTS: LiteralString = """
-SELECT pg_terminate_backend(pid, %(wait)s) FROM pg_stat_activity
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE application_name = %(application)s AND datname = current_database() AND pid <> pg_backend_pid()
 """
 

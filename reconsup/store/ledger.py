@@ -221,7 +221,8 @@ WITH touched AS MATERIALIZED (
     + """
     UNION ALL
     SELECT r.id FROM app.payment_requests r
-    WHERE r.chain = %(chain)s AND r.network = %(network)s AND r.reconcile_due_height <= (SELECT"""
+    WHERE r.chain = %(chain)s AND r.network = %(network)s AND r.reconcile_due_height >= 0
+      AND r.reconcile_due_height <= (SELECT"""
     + DUE_HEIGHT
     + """)))
   ORDER BY r.id FOR NO KEY UPDATE OF r)

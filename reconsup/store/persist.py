@@ -1,10 +1,10 @@
 """Persist: the decisions of a batch, written in one transaction by one who still holds the leases.
 
-The fence of each row is its id, the status it was decided from, owner, epoch, and `next_reconcile_at` still being
-what the claim wrote. So a worker is fenced against other workers (epoch) and against the chain that moved under it
-(touch). A row whose fence does not hold is not written: if it is still ours it is handed back due in the same
-transaction, and decided again. There is no "or nobody holds it" branch: a stale worker would pass it after its
-successor released.
+The fence of each row is its id, what it was decided from (status, end and amount), owner, epoch, and
+`next_reconcile_at` still being what the claim wrote. So a worker is fenced against other workers (epoch), against the
+chain that moved under it (touch), and against the service that changed the request meanwhile. A row whose fence does
+not hold is not written: if it is still ours it is handed back due in the same transaction, and decided again. There
+is no "or nobody holds it" branch: a stale worker would pass it after its successor released.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from reconsup.payments.decision import Decision
 from reconsup.payments.request import Reason, Status
 from reconsup.payments.settlement import Orphaning, Settlement
 from reconsup.store.database import Database, Row, Transaction
-from reconsup.store.leases import HELD_EPOCH, TOUCHED, Batch, Claim
+from reconsup.store.leases import EXPECTED, EXPIRES, HELD_EPOCH, TOUCHED, Batch, Claim
 
 Refusal = Literal["lease_lost", "status_moved", "touched"]
 Against = Literal["scanned", "safe", "finalized"]
@@ -115,7 +115,8 @@ def _sorted(
 def _rows(batch: Batch, outcomes: Mapping[str, Decision | Failure]) -> dict[str, Any]:
     """The columns of the batch, one array each. Without an outcome, a row has no status to be written."""
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("ids", "epochs", "due_ats", "expected", "statuses", "seconds", "heights", "errors")
+        name: []
+        for name in ("ids", "epochs", "due_ats", "expected", "ends", "owed", "statuses", "seconds", "heights", "errors")
     }
     for claim in batch.claims:
         outcome = outcomes.get(claim.request.id)
@@ -125,6 +126,8 @@ def _rows(batch: Batch, outcomes: Mapping[str, Decision | Failure]) -> dict[str,
         columns["epochs"].append(claim.epoch)
         columns["due_ats"].append(claim.due_at)
         columns["expected"].append(claim.request.status)
+        columns["ends"].append(claim.request.expires_at)
+        columns["owed"].append(_text(claim.request.expected_amount_minor))
         columns["statuses"].append(decision.status if decision else claim.request.status if failure else None)
         columns["seconds"].append(decision.look.seconds if decision else None)
         columns["heights"].append(decision.look.height if decision else None)
@@ -214,14 +217,16 @@ def _proof_as_json(proof: Orphaning) -> dict[str, Any]:
 _PERSIST: LiteralString = (
     """
 WITH locked AS MATERIALIZED (
-  SELECT r.id, d.epoch, d.due_at, d.expected_status, d.status, d.look_seconds, d.look_height, d.error,
+  SELECT r.id, d.epoch, d.due_at, d.expected_status, d.ends_at, d.owed, d.status, d.look_seconds, d.look_height,
+         d.error,
          r.status = d.expected_status AS is_status, r.reconcile_error AS error_before,
          coalesce("""
     + HELD_EPOCH
     + """= d.epoch, false) AS is_held
   FROM unnest(%(ids)s::text[], %(epochs)s::bigint[], %(due_ats)s::timestamptz[], %(expected)s::text[],
-              %(statuses)s::text[], %(seconds)s::float8[], %(heights)s::bigint[], %(errors)s::text[])
-    AS d(id, epoch, due_at, expected_status, status, look_seconds, look_height, error)
+              %(ends)s::timestamptz[], %(owed)s::numeric[], %(statuses)s::text[], %(seconds)s::float8[],
+              %(heights)s::bigint[], %(errors)s::text[])
+    AS d(id, epoch, due_at, expected_status, ends_at, owed, status, look_seconds, look_height, error)
   JOIN app.payment_requests r ON r.id = d.id
   ORDER BY r.id FOR NO KEY UPDATE OF r
 ), written AS (
@@ -248,6 +253,12 @@ WITH locked AS MATERIALIZED (
     + """= l.epoch
     AND r.status = l.expected_status
     AND r.next_reconcile_at = l.due_at
+    AND"""
+    + EXPIRES
+    + """= l.ends_at
+    AND"""
+    + EXPECTED
+    + """IS NOT DISTINCT FROM l.owed
   RETURNING r.id
 )
 SELECT ARRAY(SELECT id FROM written) AS written,
@@ -271,7 +282,8 @@ FROM unnest(%(of)s::text[], %(froms)s::text[], %(tos)s::text[], %(reasons)s::tex
                        confirmations, evidence, proof, epoch, position)
 WHERE e.reason <> 'payment_reorged_after_finality' OR NOT EXISTS (
   SELECT FROM app.payment_request_transitions t
-  WHERE t.payment_request_id = e.id AND t.reason = e.reason AND t.proof = e.proof)
+  WHERE t.payment_request_id = e.id AND t.reason = e.reason AND t.proof = e.proof
+  OFFSET 0)
 ORDER BY e.position
 ON CONFLICT (payment_request_id, evidence_ref) WHERE reason = 'payment_late' DO NOTHING
 RETURNING payment_request_id, reason, evidence_ref
@@ -289,6 +301,7 @@ WHERE r.id = m.id AND"""
 """
 )
 
+# Coalesce keeps it from the index of the due heights, by which every request that waits was seen to be looked at.
 _TOUCH_REACHED: LiteralString = (
     """
 WITH cursor AS (
@@ -297,7 +310,7 @@ WITH cursor AS (
   FROM app.chain_cursors WHERE chain = %(chain)s AND network = %(network)s
 ), reached AS MATERIALIZED (
   SELECT r.id FROM app.payment_requests r, cursor k
-  WHERE r.id = ANY(%(ids)s::text[]) AND r.reconcile_due_height <= k.height
+  WHERE r.id = ANY(%(ids)s::text[]) AND coalesce(r.reconcile_due_height <= k.height, false)
   ORDER BY r.id FOR NO KEY UPDATE OF r)
 UPDATE app.payment_requests r SET reconcile_due_height = NULL, next_reconcile_at ="""
     + TOUCHED

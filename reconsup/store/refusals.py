@@ -82,5 +82,6 @@ SELECT r.id, r.status, r.status, 'row_failed', e.evidence, %(worker_id)s, %(owne
 FROM unnest(%(ids)s::text[], %(evidences)s::jsonb[]) AS e(id, evidence)
 JOIN app.payment_requests r ON r.id = e.id
 WHERE NOT EXISTS (SELECT FROM app.payment_request_transitions t
-                  WHERE t.payment_request_id = e.id AND t.reason = 'row_failed' AND t.evidence = e.evidence)
+                  WHERE t.payment_request_id = e.id AND t.reason = 'row_failed' AND t.evidence = e.evidence
+                  OFFSET 0)
 """

@@ -121,7 +121,7 @@ def _is_disowned(row: Row) -> bool:
 
 
 # A settlement above the tail's start counts only while its very block is stored: after the chain's tables were made
-# anew, or lost, it must be seen again first.
+# anew, or lost, it must be seen again first. LATERAL and OFFSET 0 as in matching: joined, all settlements were read.
 _VIEW: LiteralString = """
 WITH cursor AS MATERIALIZED (
   SELECT k.chain_id, k.next_height - 1 AS scanned_height, k.tail_start, k.tip_time, k.safe_height, k.finalized_height,
@@ -163,12 +163,14 @@ SELECT r.id, k.chain_id AS cursor_chain_id, k.scanned_height, k.tip_time, k.tip_
 FROM unnest(%(ids)s::text[]) AS wanted(id)
 JOIN app.payment_requests r ON r.id = wanted.id
 CROSS JOIN cursor k
-LEFT JOIN app.payment_request_settlements s
-  ON s.payment_request_id = r.id AND s.metadata ? 'first_block_time'
-  AND s.block_hash IS NOT NULL AND s.block_height IS NOT NULL
-  AND (NOT s.is_canonical OR s.metadata ? 'reorg' OR s.block_height < k.tail_start OR EXISTS (
-    SELECT FROM app.chain_blocks b WHERE b.chain = r.chain AND b.network = r.network
-      AND b.height = s.block_height AND b.block_hash = s.block_hash
-    OFFSET 0))
+LEFT JOIN LATERAL (
+  SELECT * FROM app.payment_request_settlements o
+  WHERE o.payment_request_id = r.id AND o.metadata ? 'first_block_time'
+    AND o.block_hash IS NOT NULL AND o.block_height IS NOT NULL
+    AND (NOT o.is_canonical OR o.metadata ? 'reorg' OR o.block_height < k.tail_start OR EXISTS (
+      SELECT FROM app.chain_blocks b WHERE b.chain = r.chain AND b.network = r.network
+        AND b.height = o.block_height AND b.block_hash = o.block_hash
+      OFFSET 0))
+  OFFSET 0) AS s ON true
 ORDER BY r.id, s.block_height, s.evidence_ref
 """

@@ -28,7 +28,8 @@ from reconsup.worker.pause import Pause
 from reconsup.worker.troubles import Refused
 
 PROBE_SECONDS = 1.0
-SUSPECTS_EVERY_CYCLES = 10
+SUSPECTS_EVERY_CYCLES = 10  # while there are others to be looked at
+SUSPECTS_IN_A_ROW = 10  # while there are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,12 @@ class Reconciler:
         cycle = await self._cycle(self._databases, network, limit=self._duty.batch_size, suspects=False)
         if cycle.has_more and self._cycles % SUSPECTS_EVERY_CYCLES:
             return cycle
-        return cycle.and_then(await self._cycle(self._databases[:1], network, limit=1, suspects=True))
+        for _ in range(1 if cycle.has_more else SUSPECTS_IN_A_ROW):
+            alone = await self._cycle(self._databases[:1], network, limit=1, suspects=True)
+            cycle = cycle.and_then(alone)
+            if not alone.has_more or self._pause.is_stopping:
+                break
+        return cycle
 
     async def _cycle(self, databases: Sequence[Database], network: Network, *, limit: int, suspects: bool) -> _Cycle:
         """Claim and process one batch; where it came full, claim the next one meanwhile over the next connection.
@@ -215,6 +221,8 @@ class Reconciler:
         """Admit, view, decide and write, as long as the leases can be trusted."""
         policy = self._duty.policies[batch.network]
         against: persist.Against = "scanned" if isinstance(policy.confirmations, int) else policy.confirmations
+        if time.monotonic() > batch.trusted_until:  # the grant itself was long on its way
+            return {}, _nothing_written(len(batch.claims))
         batch = await self._admit(database, batch)
         seen = await self._view(database, batch, policy)
         outcomes = {} if seen is None else self._decide(batch, seen, policy)

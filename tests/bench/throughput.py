@@ -108,6 +108,8 @@ def _persist_of(rows: list[Any], work: str) -> dict[str, Any]:
         "epochs": [row[10] for row in rows],
         "due_ats": [row[11] for row in rows],
         "expected": ["pending"] * count,
+        "ends": [row[7] for row in rows],
+        "owed": [str(row[3]) for row in rows],
         "statuses": ["pending" if work == "look" else "confirmed"] * count,
         "seconds": [LOOK_SECONDS if work == "look" else None] * count,
         "heights": [None] * count,
@@ -147,7 +149,8 @@ def pgbench_script(work: str) -> str:
 
     columns = {
         "ids": each("id"), "epochs": each("reconcile_lease_epoch"), "due_ats": each("next_reconcile_at"),
-        "expected": each("'pending'::text"), "statuses": each(f"'{status}'::text"),
+        "expected": each("'pending'::text"), "ends": each("expires_at"), "owed": each("expected"),
+        "statuses": each(f"'{status}'::text"),
         "seconds": each(f"{LOOK_SECONDS}::float8" if work == "look" else "NULL::float8"),
         "heights": each("NULL::bigint"), "errors": each("NULL::text"),
     }  # fmt: skip

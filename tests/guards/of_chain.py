@@ -15,6 +15,7 @@ ADMISSION_TESTS = "tests/store/test_admission.py"
 LEDGER_TESTS = "tests/store/test_ledger.py"
 LEDGER_FENCE_TESTS = "tests/store/test_ledger_fence.py"
 CURSOR_FENCE_TEST = f"{LEDGER_FENCE_TESTS}::test_each_part_of_the_cursors_fence_counts"
+TRUST_TESTS = "tests/worker/test_trust.py"
 EXPIRY_TESTS = "tests/worker/test_expiry.py"
 CREDIT_TEST = f"{LEDGER_TESTS}::test_a_credit_goes_to_the_request_with_its_address_token_and_chain"
 
@@ -23,7 +24,8 @@ ADVANCE = """        if not await transaction.rows(_ADVANCE, fence(cursor) | mov
 """
 INSERT = "        await transaction.send(_INSERT_BLOCKS"
 AFTER = "        after = replace(\n            cursor,\n            next_height=last"
-SHARE = "        await transaction.send(_SHARE_CURSOR, parameters)\n"
+CURSOR_LOCK = ' FOR NO KEY UPDATE\n"""'
+LOCK = "        await transaction.send(_LOCK_CURSOR, parameters)\n"
 ADMIT = "        admitted = await transaction.rows(_ADMIT, parameters)\n"
 SETTLE_TAIL = "        await transaction.send(_SETTLE_TAIL, parameters)\n"
 TOUCH = '        touched = await transaction.rows(_TOUCH, span | {"against": due_against})\n'
@@ -32,24 +34,30 @@ TAIL = "        tail = await transaction.rows("
 BELONGS = "AND r.chain_id = "
 
 NO_GAP = {
-    "admission without FOR SHARE": Mutant(
+    "admission without the lock on the cursor": Mutant(
         ADMISSION,
-        (Swap(" FOR SHARE\n", "\n"),),
+        (Swap(CURSOR_LOCK, '\n"""'),),
         f"{ADMISSION_TESTS}::test_an_admission_that_meets_a_commit_under_way_waits_and_finds_its_credits",
         "a payment in the block that is just being stored is never seen, and the request expires",
     ),
-    "repair without FOR SHARE": Mutant(
+    "repair without the lock on the cursor": Mutant(
         ADMISSION,
-        (Swap(" FOR SHARE\n", "\n"),),
+        (Swap(CURSOR_LOCK, '\n"""'),),
         "tests/store/test_repair.py::test_a_repair_waits_for_a_rollback_under_way_and_then_sees_its_proof",
         "money that a reorg is just taking back is made good again, and confirms a request",
+    ),
+    "admission that shares the cursor": Mutant(
+        ADMISSION,
+        (Swap(CURSOR_LOCK, ' FOR SHARE\n"""'),),
+        f"{ADMISSION_TESTS}::test_an_admission_does_not_overtake_a_commit_that_waits",
+        "while many requests are admitted no block is stored: all payments are seen late",
     ),
     "admission as one statement": Mutant(
         ADMISSION,
         (
             Swap(
-                SHARE + ADMIT + SETTLE_TAIL,
-                '        one = "WITH shared AS (" + _SHARE_CURSOR + "), admitted AS (" + _ADMIT + "), settled AS ("\n'
+                LOCK + ADMIT + SETTLE_TAIL,
+                '        one = "WITH shared AS (" + _LOCK_CURSOR + "), admitted AS (" + _ADMIT + "), settled AS ("\n'
                 '        one += _SETTLE_TAIL + ") SELECT admitted.id FROM shared, admitted"\n'
                 "        admitted = await transaction.rows(one, parameters)\n",
             ),
@@ -69,8 +77,8 @@ NO_GAP = {
             ),
             Swap(SETTLE, ""),
         ),
-        f"{ADMISSION_TESTS}::test_a_request_that_comes_while_the_commit_waits_for_the_cursor_is_found_by_it",
-        "a payment to a request that came while the block waited for the cursor is never seen",
+        f"{ADMISSION_TESTS}::test_a_request_that_comes_while_the_commit_waits_for_a_settlement_is_found",
+        "a payment to a request that came while the block was being stored is never seen",
     ),
     "commit that joins before it has the cursor": Mutant(
         LEDGER,
@@ -85,8 +93,9 @@ NO_GAP = {
     "repeatable read": Mutant(
         DATABASE,
         (Swap("BEGIN ISOLATION LEVEL READ COMMITTED", "BEGIN ISOLATION LEVEL REPEATABLE READ"),),
-        f"{ADMISSION_TESTS}::test_a_request_that_comes_while_the_commit_waits_for_the_cursor_is_found_by_it",
-        "every later statement sees what was there before the lock: payments to new requests are never seen",
+        f"{ADMISSION_TESTS}::test_an_admission_that_meets_a_commit_under_way_waits_and_finds_its_credits",
+        "whoever had to wait for a lock is sent away, or decides by what was there before it waited",
+        fails_with="StoreUnavailable: could not serialize access due to concurrent update",
     ),
     "join by status": Mutant(
         MATCHING,
@@ -231,13 +240,19 @@ FENCED = {
     "write without trust in the lease": Mutant(
         RECONCILER,
         (Swap("if time.monotonic() > held.trusted_until:", "if False:"),),
-        "tests/worker/test_trust.py::test_a_step_that_was_slower_than_the_lease_writes_nothing",
+        f"{TRUST_TESTS}::test_a_step_that_was_slower_than_the_lease_writes_nothing",
         "a worker that was slower than its lease sends a write in the last moment, and the fence alone is left",
+    ),
+    "work without trust in the grant": Mutant(
+        RECONCILER,
+        (Swap("if time.monotonic() > batch.trusted_until:", "if False:"),),
+        f"{TRUST_TESTS}::test_a_grant_that_was_slower_than_the_lease_is_not_worked_on",
+        "a worker whose grant was long on its way admits requests that another may hold by then",
     ),
     "renewal without trust in the lease": Mutant(
         RECONCILER,
         (Swap(" < time.monotonic() < batch.trusted_until:", " < time.monotonic():"),),
-        "tests/worker/test_trust.py::test_a_step_that_was_slower_than_the_lease_writes_nothing",
+        f"{TRUST_TESTS}::test_a_step_that_was_slower_than_the_lease_writes_nothing",
         "a worker that does not know whether it still has its rows prolongs them and writes what is long stale",
     ),
     "expiry without a last look": Mutant(
@@ -261,7 +276,7 @@ ORDERED = {
     ),
     "admission that locks requests before the cursor": Mutant(
         ADMISSION,
-        (Swap(SHARE + ADMIT, ADMIT + SHARE),),
+        (Swap(LOCK + ADMIT, ADMIT + LOCK),),
         f"{LEDGER_FENCE_TESTS}::test_admission_and_commit_do_not_deadlock[admission]",
         "scanner and workers wait for each other in a circle until PostgreSQL breaks it, a second each time",
     ),
@@ -347,7 +362,7 @@ WHOSE_MONEY = {
     ),
     "settlements of anybody": Mutant(
         VIEW,
-        (Swap("s.payment_request_id = r.id AND s.metadata ? 'first_block_time'", "s.payment_request_id = r.id"),),
+        (Swap("o.payment_request_id = r.id AND o.metadata ? 'first_block_time'", "o.payment_request_id = r.id"),),
         "tests/store/test_view.py::test_another_programs_settlements_are_not_seen",
         "a settlement that another program wrote makes its request unreadable: nobody decides it any more",
         fails_with="KeyError",

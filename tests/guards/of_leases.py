@@ -22,7 +22,7 @@ OR_NOBODY = "= {of} IS NOT FALSE AND coalesce(r.reconcile_lease_owner, %(owner)s
 LEASE_ENDED = "    AND (reconcile_lease_until IS NULL OR reconcile_lease_until <= now())\n"
 LEASE_ENDED_OUTSIDE = " AND (r.reconcile_lease_until IS NULL OR r.reconcile_lease_until <= now())"
 STATUSES = "    AND status IN ('pending', 'detected', 'confirmed', 'reorged', 'expired')\n"
-OUTSIDE = "WHERE r.id = c.id"
+OUTSIDE = "WHERE r.id = ANY (ARRAY(SELECT id FROM candidates))"
 CLAIM_STATEMENT = "_CLAIM: LiteralString = CANDIDATES + ORDINARY + LIMITED + GRANT + _RETURN"
 
 CLAIM = {
@@ -152,6 +152,20 @@ PERSISTED = {
         f"{FENCE_TESTS}::test_a_row_that_a_commit_touched_is_not_written_but_decided_again",
         "a request expires although its payment was stored before, or stays confirmed after a reorg",
     ),
+    "persist of a request whose end was changed": Mutant(
+        PERSIST,
+        (Swap("= l.ends_at\n", "IS NOT NULL\n"),),
+        f"{FENCE_TESTS}::test_a_request_that_was_changed_while_it_was_decided_is_decided_again"
+        "[expires_at = expires_at + interval '1 day']",
+        "a request expires although its customer was just given another day",
+    ),
+    "persist of a request whose amount was changed": Mutant(
+        PERSIST,
+        (Swap("IS NOT DISTINCT FROM l.owed", "IS NOT DISTINCT FROM r.expected_amount_minor"),),
+        f"{FENCE_TESTS}::test_a_request_that_was_changed_while_it_was_decided_is_decided_again"
+        "[expected_amount_minor = 5]",
+        "a request is confirmed by less than what it was just raised to",
+    ),
     "touch of a leased row by the earlier time": Mutant(
         LEASES,
         (Swap("ELSE now() END", "ELSE LEAST(r.next_reconcile_at, now()) END"),),
@@ -263,13 +277,7 @@ GIVEN_BACK = {
     ),
     "burial before the ghost's end": Mutant(
         LEASES,
-        (
-            Swap(
-                "    await database.fetch(_END_GHOSTS, "
-                '{"application": f"reconsup/{incarnation}", "wait": int(GHOST_SECONDS * 1000)})\n\n',
-                "",
-            ),
-        ),
+        (Swap("    await _end_ghosts(database, incarnation)\n\n", ""),),
         f"{BACK_TESTS}::test_the_dead_workers_connections_are_ended_before_its_leases_are_given_back",
         "what a killed worker sent last commits after its row was given to another",
     ),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import lease_history
+from tests.support.bulk import Bulk, load
 from tests.support.ledgers import Emptied
 from tests.support.postgres import Postgres
 
@@ -40,3 +41,11 @@ def emptied(_kept: Emptied) -> Iterator[Emptied]:
     lease_history.forget(_kept)
     yield _kept
     assert lease_history.complaints(_kept) == []
+
+
+@pytest.fixture(scope="session", params=[50_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+def bulk(request: pytest.FixtureRequest, postgres: Postgres, migrated_template: str) -> Iterator[Bulk]:
+    """Many requests, and as many of another network; not to be changed. A million take half a minute to make."""
+    database = load(postgres, migrated_template, request.param)
+    yield database
+    postgres.drop(database)

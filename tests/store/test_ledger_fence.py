@@ -196,7 +196,7 @@ def test_admission_and_commit_do_not_deadlock(emptied: Emptied, who: str) -> Non
     """Both take the cursor first, and requests after it.
 
     Seen to fail (40P01, a statement is sent again) when the commit touches before it moves the cursor, and when the
-    admission locks its requests before it shares the cursor.
+    admission locks its requests before the cursor.
     """
     id_ = emptied.insert(address_canonical=ADDRESS)
     chain = Chain()
@@ -224,7 +224,7 @@ def test_admission_and_commit_do_not_deadlock(emptied: Emptied, who: str) -> Non
                     await until_blocked(emptied.url, name)
             await asyncio.gather(*tasks)
             assert len([s for s in scanner.sent if "SET next_height" in s]) == 1
-            assert len([s for s in worker.sent if "FOR SHARE" in s]) == 1
+            assert len([s for s in worker.sent if "SELECT 1 FROM app.chain_cursors" in s]) == 1
 
     asyncio.run(story())
     assert len(settlements_of(emptied, id_)) == 1

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -140,6 +141,46 @@ def test_a_status_that_was_moved_by_hand_stays_and_the_row_is_due(emptied: Empti
 
     asyncio.run(story())
     assert history_of(emptied, id_) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["expires_at = expires_at + interval '1 day'", "expected_amount_minor = 5", "expected_amount_minor = NULL"],
+)
+def test_a_request_that_was_changed_while_it_was_decided_is_decided_again(emptied: Emptied, change: str) -> None:
+    """The service gave the customer another day just then.
+
+    Seen to fail (expired) without end and amount in the fence.
+    """
+    id_ = emptied.insert()
+
+    async def story() -> None:
+        async with store(emptied) as worker:
+            await born(worker, Chain())
+            batch = await claimed(worker)
+            emptied.execute(f"UPDATE app.payment_requests SET {change}")
+            done = await persisted(worker, batch, decided(Status.EXPIRED, Reason.EXPIRED))
+            assert (done.written, done.refused) == (frozenset(), Counter(touched=1))
+            assert request_of(emptied, id_)["status"] == "pending"
+            assert is_due_and_free(request_of(emptied, id_))
+            assert (await persisted(worker, await claimed(worker), CONFIRMED)).written == {id_}
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    "columns", [{"expected_amount_minor": "NaN"}, {"expected_amount_minor": None}, {"expires_at": "infinity"}], ids=str
+)
+def test_values_that_python_has_no_word_for_are_no_change(emptied: Emptied, columns: dict[str, Any]) -> None:
+    """Seen to fail (refused at every look) when the fence compares them as they are."""
+    id_ = emptied.insert(**columns)
+
+    async def story() -> None:
+        async with store(emptied) as worker:
+            await born(worker, Chain())
+            assert (await persisted(worker, await claimed(worker), CONFIRMED)).written == {id_}
+
+    asyncio.run(story())
 
 
 def test_a_row_that_a_commit_touched_is_not_written_but_decided_again(emptied: Emptied) -> None:

@@ -119,7 +119,7 @@ def test_below_the_tail_a_proof_still_stands(emptied: Emptied) -> None:
 
 
 def test_a_repair_waits_for_a_rollback_under_way_and_then_sees_its_proof(emptied: Emptied) -> None:
-    """Seen to fail (orphaned money made canonical) without FOR SHARE."""
+    """Seen to fail (orphaned money made canonical) without the lock on the cursor."""
     id_ = insert(emptied)
     chain = Chain(first=100)
     chain.mine()

@@ -89,6 +89,34 @@ def test_a_step_that_was_slower_than_the_lease_writes_nothing(
     asyncio.run(run())
 
 
+def test_a_grant_that_was_slower_than_the_lease_is_not_worked_on(
+    database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail (admitted) without the question at the beginning."""
+    slow = Slow(monkeypatch)
+    real = leases.claim
+
+    async def claim(*arguments: Any, **figures: Any) -> Any:
+        batch = await real(*arguments, **figures)
+        if batch.claims:
+            slow.pass_by(27.1)
+        return batch
+
+    monkeypatch.setattr(leases, "claim", claim)
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            id_ = await shop.request()
+            await shop.pay(id_, to_mine=2)
+            await shop.desk.scan()
+            assert await shop.desk.reconciler.look_around()
+            row = shop.row(id_)
+            assert (row["status"], row["reconcile_admitted_height"]) == ("pending", None)
+            assert (row["reconcile_lease_owner"], row["reconcile_lease_epoch"]) == (None, 1)
+
+    asyncio.run(run())
+
+
 def test_long_work_is_renewed_at_a_third_of_the_lease(
     database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch
 ) -> None:
