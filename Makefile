@@ -27,8 +27,8 @@ check: $(READY) ## format, lint, types, the walls of the house, fast tests: befo
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not service and not story and not long"
 
-bench: $(READY) $(ANVIL) ## 1,000 payments over 100 blocks: seconds and JSON-RPC calls
-	$(BIN)/python -m tests.bench.thousand
+bench: $(READY) $(ANVIL) ## measure everything: tables, and dist/bench.json (PARTS="takeover writes" for some of it)
+	$(BIN)/python -m tests.bench $(PARTS)
 
 format: $(READY) ## put the code into shape
 	$(BIN)/ruff format .
