@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ANVIL := $(VENV)/node/.ready
+RIVALS := $(VENV)/.rivals
 ANVIL_PACKAGE := @foundry-rs/anvil@1.7.1
 
 .DEFAULT_GOAL := help
@@ -27,8 +28,8 @@ check: $(READY) ## format, lint, types, the walls of the house, fast tests: befo
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not service and not story and not long"
 
-bench: $(READY) $(ANVIL) ## 1,000 payments over 100 blocks: seconds and JSON-RPC calls
-	$(BIN)/python -m tests.bench.thousand
+bench: $(RIVALS) $(ANVIL) ## measure everything: tables, and dist/bench.json (PARTS="takeover writes" for some of it)
+	$(BIN)/python -m tests.bench $(PARTS)
 
 format: $(READY) ## put the code into shape
 	$(BIN)/ruff format .
@@ -43,6 +44,10 @@ $(READY): packaging/requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(RIVALS): packaging/requirements-bench.txt | $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/requirements-bench.txt
 	@touch $@
 
 $(ANVIL): | $(READY)

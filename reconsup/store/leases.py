@@ -359,9 +359,10 @@ _SWEEP: LiteralString = (
     """
 WITH forgotten AS MATERIALIZED (
   SELECT r.id FROM app.payment_requests r
-  JOIN unnest(%(chains)s::text[], %(networks)s::text[]) AS served(chain, network) USING (chain, network)
   WHERE r.next_reconcile_at IS NULL AND r.status IN ('pending', 'detected', 'reorged')
     AND r.reconcile_error IS DISTINCT FROM 'set_aside'
+    AND EXISTS (SELECT FROM unnest(%(chains)s::text[], %(networks)s::text[]) AS served(chain, network)
+                WHERE served.chain = r.chain AND served.network = r.network OFFSET 0)
   ORDER BY r.id LIMIT 10000 FOR NO KEY UPDATE OF r)
 UPDATE app.payment_requests r SET next_reconcile_at ="""
     + TOUCHED

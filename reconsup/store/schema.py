@@ -117,12 +117,14 @@ Index(
     payment_requests.c.next_reconcile_at,
     payment_requests.c.created_at,
     payment_requests.c.id,
-    postgresql_where=text("reconcile_crashes > 0"),
+    postgresql_where=text(
+        "reconcile_crashes > 0 AND next_reconcile_at IS NOT NULL"
+        " AND status IN ('pending', 'detected', 'confirmed', 'reorged', 'expired')"
+    ),
 )
 Index(
     "reconsup_forgotten_idx",
-    payment_requests.c.chain,
-    payment_requests.c.network,
+    payment_requests.c.id,
     postgresql_where=text("next_reconcile_at IS NULL AND status IN ('pending', 'detected', 'reorged')"),
 )
 Index(

@@ -4,11 +4,13 @@ Durable: fsync and synchronous_commit are on, as they are where money is. The di
 those of the machine, and others may use them: only ratios within one run mean anything elsewhere.
 """
 
+import argparse
 import asyncio
+import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,18 @@ def reconciler(databases: Sequence[Database], *, slot: int = 0, batch_size: int 
     )
     cell = Scoreboard("bench", slot + 1).cell(slot)
     return Reconciler(duty, databases, cell, Pauses().pause(), is_served=lambda _: True)
+
+
+def main(measure: Callable[[str], Any], show: Callable[[Any], None]) -> None:
+    """One part of the bench, as a program: measure, print, and with --json FILE write."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    with postgres() as url:
+        found = measure(url)
+    show(found)
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=2))
 
 
 def percentile(values: Iterable[float], share: float) -> float:

@@ -96,5 +96,4 @@ def show(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    with stage.postgres() as address:
-        show(measure(address))
+    stage.main(measure, show)

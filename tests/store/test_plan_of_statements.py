@@ -84,8 +84,6 @@ EXPECTED: dict[str, Expected] = {
 # Where a million rows may still be gone through, as measured: PostgreSQL cannot know that what it looks for is rare.
 UNBOUNDED: set[tuple[str, Statistics]] = {
     ("find the refused", OF_ONE_ROW),  # as the claim, which it is
-    ("claim a suspect", "none"),  # it takes the index of the claim, whose condition says more
-    ("sweep", "fresh"),  # it expects ten thousand soon, and walks along the ids
 }
 
 
