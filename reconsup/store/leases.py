@@ -168,7 +168,10 @@ async def bury(
         requests = await transaction.rows(
             _BURY, {"owner": owner, "row": row, "is_charged": is_charged, "deaths_max": 1 + DEATHS_ALONE_MAX}
         )
-        return Released(len(requests), len(scans), tuple(each.id for each in requests if each.is_set_aside))
+        set_aside = tuple(each.id for each in requests if each.is_set_aside)
+        if set_aside:
+            await transaction.send(_TELL_SET_ASIDE, {"owner": owner, "ids": list(set_aside)})
+        return Released(len(requests), len(scans), set_aside)
 
     return await database.transact(work)
 
@@ -324,31 +327,31 @@ _DEATHS: LiteralString = """ r.reconcile_crashes + (
                           OR NOT EXISTS (SELECT FROM held WHERE id = %(row)s)))::int"""
 _BURY: LiteralString = (
     _HELD
-    + """, buried AS (
-  UPDATE app.payment_requests r
-  SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL,
-      reconcile_crashes ="""
+    + """
+UPDATE app.payment_requests r
+SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL,
+    reconcile_crashes ="""
     + _DEATHS
     + """,
-      next_reconcile_at = CASE WHEN"""
+    next_reconcile_at = CASE WHEN"""
     + _DEATHS
     + """ >= %(deaths_max)s THEN NULL ELSE LEAST(r.next_reconcile_at, now()) END,
-      reconcile_error = CASE WHEN"""
+    reconcile_error = CASE WHEN"""
     + _DEATHS
     + """ >= %(deaths_max)s THEN 'set_aside' ELSE r.reconcile_error END
-  WHERE r.id = ANY (ARRAY(SELECT id FROM held))
-  RETURNING r.id, r.status, r.reconcile_lease_epoch AS epoch, r.reconcile_crashes AS crashes,
-            r.reconcile_crashes >= %(deaths_max)s AS is_set_aside
-), told AS (
-  INSERT INTO app.payment_request_transitions
-    (payment_request_id, from_status, to_status, reason, evidence, lease_owner, lease_epoch)
-  SELECT b.id, b.status, b.status, 'row_set_aside',
-         jsonb_build_array(jsonb_build_object('error', 'workers died at it', 'crashes', b.crashes)),
-         %(owner)s, b.epoch
-  FROM buried b WHERE b.is_set_aside)
-SELECT id, is_set_aside FROM buried
+WHERE r.id = ANY (ARRAY(SELECT id FROM held))
+RETURNING r.id, r.reconcile_crashes >= %(deaths_max)s AS is_set_aside
 """
 )
+# A statement of its own: a give-back must not wait for somebody who has locked the history.
+_TELL_SET_ASIDE: LiteralString = """
+INSERT INTO app.payment_request_transitions
+  (payment_request_id, from_status, to_status, reason, evidence, lease_owner, lease_epoch)
+SELECT r.id, r.status, r.status, 'row_set_aside',
+       jsonb_build_array(jsonb_build_object('error', 'workers died at it', 'crashes', r.reconcile_crashes)),
+       %(owner)s, r.reconcile_lease_epoch
+FROM app.payment_requests r WHERE r.id = ANY (%(ids)s::text[])
+"""
 # Who is still there; a backend leaves this view after it has rolled back and let go of its locks.
 _END_GHOSTS: LiteralString = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity

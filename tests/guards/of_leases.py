@@ -212,8 +212,8 @@ GIVEN_BACK = {
         LEASES,
         (
             Swap(
-                "reconcile_lease_until = NULL,\n      reconcile_crashes",
-                "reconcile_lease_until = NULL, reconcile_lease_epoch = 0,\n      reconcile_crashes",
+                "reconcile_lease_until = NULL,\n    reconcile_crashes",
+                "reconcile_lease_until = NULL, reconcile_lease_epoch = 0,\n    reconcile_crashes",
             ),
         ),
         f"{CLAIM_TESTS}::test_no_way_of_giving_back_resets_the_epoch",

@@ -319,6 +319,27 @@ def test_burying_twice_counts_once(emptied: Emptied) -> None:
     asyncio.run(story())
 
 
+def test_a_burial_does_not_wait_for_the_history(emptied: Emptied) -> None:
+    """Somebody has locked that table, to change it, say: what the dead held is free at once.
+
+    Seen to fail (it waits) when one statement buries and writes the history of rows that are set aside.
+    """
+    id_ = emptied.insert()
+
+    async def story() -> None:
+        async with store(emptied, "janitor") as janitor:
+            await ready(janitor)
+            await claimed(janitor)
+            with emptied.connect(autocommit=False) as somebody:
+                somebody.execute("LOCK TABLE app.payment_request_transitions IN ACCESS EXCLUSIVE MODE")
+                burying = asyncio.create_task(leases.bury(janitor, incarnation="nobody", owner=OWNER, row=id_))
+                await until_done_or_blocked(emptied.url, "janitor", burying)
+                assert burying.done()
+            assert (await burying).requests == 1
+
+    asyncio.run(story())
+
+
 def test_a_connection_that_is_left_of_the_dead_does_not_cost_a_tenth_of_a_second(emptied: Emptied) -> None:
     """Seen to fail (never below 100 ms) with the wait of pg_terminate_backend itself."""
 
