@@ -45,8 +45,8 @@ def play_all(stage: Stage, seeds: range) -> Counter[str]:
 
 def test_whatever_happens_in_whatever_order_the_rows_are_right(stage: Stage) -> None:
     """What happens is enough to prove something: thousands of steps, and each kind of refusal many times."""
-    tally = play_all(stage, range(60))
-    assert tally["steps"] >= 60 * STEPS
+    tally = play_all(stage, range(50))
+    assert tally["steps"] >= 50 * STEPS
     assert min(tally["lease_lost"], tally["touched"], tally["status_moved"]) >= 10
     assert min(tally["grants"], tally["written"]) >= 300
 

@@ -5,6 +5,7 @@ the model what one act does to the database and returns what that act must answe
 database; only who of several eligible rows is granted is the database's choice.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class Row:
     error: str | None = None
     settlements: dict[str, Paid] = field(default_factory=dict)
     # What is not in the database:
-    touches: int = 0  # how often next_reconcile_at was changed under a holder
+    mark: int = 0  # which next_reconcile_at it is: whoever changes it leaves another
     is_by_hand: bool = False  # the status was changed by hand, and nobody decided since
     waits_for: str | None = None  # why the time is LATER: "lease", "look" or "retry"
 
@@ -52,7 +53,7 @@ class Grant:
     owner: str
     epoch: int
     status: str
-    touches: int
+    mark: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class World:
         self.is_stopped = False
         self.grants = 0
         self.refused: Counter[str] = Counter()
+        self._marks = itertools.count(1)
 
     # leases
 
@@ -93,9 +95,9 @@ class World:
     def grant(self, id_: str, owner: str) -> Grant:
         row = self.rows[id_]
         row.owner, row.is_live, row.epoch = owner, True, row.epoch + 1
-        row.due, row.waits_for = LATER, "lease"
+        row.due, row.mark, row.waits_for = LATER, next(self._marks), "lease"
         self.grants += 1
-        return Grant(id_, owner, row.epoch, row.status, row.touches)
+        return Grant(id_, owner, row.epoch, row.status, row.mark)
 
     def holds(self, grant: Grant) -> bool:
         """Whether the row is still the grant's: it is there, and so are owner and epoch."""
@@ -135,7 +137,7 @@ class World:
         row = self.rows[grant.id]
         if row.status != grant.status:
             return "status_moved"
-        return "touched" if row.touches != grant.touches else None
+        return "touched" if row.mark != grant.mark else None
 
     def persist(self, grants: Sequence[Grant], verdicts: dict[str, Verdict | None]) -> tuple[set[str], Counter[str]]:
         """Write the verdicts (None: a failure), hand the rest back; the ids written, and why others were not."""
@@ -176,7 +178,7 @@ class World:
     # touches
 
     def touch(self, row: Row) -> None:
-        row.due, row.touches, row.waits_for = DUE, row.touches + 1, None
+        row.due, row.mark, row.waits_for = DUE, next(self._marks), None
 
     def _touch_reached(self, ids: Iterable[str]) -> None:
         for id_ in ids:
@@ -254,6 +256,11 @@ class World:
     def by_hand(self, id_: str, status: str) -> None:
         row = self.rows[id_]
         row.is_by_hand, row.status = row.is_by_hand or row.status != status, status
+
+    def old_time(self, grant: Grant, due: str) -> None:
+        """By hand, the time that an old grant of the row wrote."""
+        row = self.rows[grant.id]
+        row.due, row.mark, row.waits_for = due, grant.mark, "retry"
 
     def older_clears(self, id_: str) -> None:
         row = self.rows[id_]

@@ -161,17 +161,16 @@ class Players:
         )
         assert (buried.requests, buried.scans) == (self.world.bury(owner, at, is_charged=is_charged), 0)
 
-    def cycle(self, worker: Worker, limit: int = 10, *, suspects: bool = False) -> bool:
-        """All that a healthy worker does in one go; whether it got anything."""
+    def cycle(self, worker: Worker, limit: int, suspects: bool = False) -> None:
+        """All that a healthy worker does in one go."""
         self.claim(worker, limit, suspects=suspects)
         if worker.hand is None:
-            return False
+            return
         store, hand = self.stage.stores[worker.slot], worker.hand
         self.admit(store, hand)
         self.look(store, hand)
         self.persist(store, hand)
         worker.hand = None
-        return True
 
     # scanner and sweep
 
@@ -255,6 +254,14 @@ class Players:
         self._update(id_, "status = %s", status)
         self.world.by_hand(id_, status)
 
+    def old_time(self, hand: Hand) -> None:
+        """The times that a zombie's claim wrote are there again: alone they are no proof of its lease."""
+        due_at = {claim.request.id: claim.due_at for claim in hand.batch.claims}
+        for grant in hand.grants:
+            if grant.id in self.world.rows and not self.world.holds(grant):
+                self._update(grant.id, "next_reconcile_at = %s", due_at[grant.id])
+                self.world.old_time(grant, LATER if due_at[grant.id] > now() else DUE)
+
     def older_clears(self, id_: str) -> None:
         self._update(id_, "reconcile_lease_owner = NULL, reconcile_lease_until = NULL")
         self.world.older_clears(id_)
@@ -282,27 +289,29 @@ class Players:
 
     def compare(self) -> None:
         """The tables are what the model says, and of all who believe in a lease at most one has it."""
-        database, world = self.stage.database, self.world
-        rows = {row[0]: row[1:] for row in database.fetch(_ROWS)}
+        world = self.world
+        ((all_rows, settlements, entries, *cursor),) = self.stage.database.fetch(_EVERYTHING)
+        rows = {row[0]: tuple(row[1:]) for row in all_rows or ()}
         expected = {
             id_: (row.status, row.owner, row.epoch, row.is_live, row.due, row.due_height, row.is_admitted,
                   row.crashes, row.failures, row.error)
             for id_, row in world.rows.items()
         }  # fmt: skip
         assert rows == expected, _difference(rows, expected)
-        settlements = database.fetch(_SETTLEMENTS)
         settled = [
             (id_, ref, paid.height, paid.is_canonical, not paid.is_canonical)
             for id_, row in world.rows.items()
             for ref, paid in row.settlements.items()
         ]
-        assert sorted(settlements) == sorted(settled), f"settlements {settlements}, expected {settled}"
+        assert sorted(map(tuple, settlements or ())) == sorted(settled), (
+            f"settlements {settlements}, expected {settled}"
+        )
         history: dict[str, list[tuple[Any, ...]]] = {}
-        for id_, *entry in database.fetch(_HISTORY):
+        for id_, *entry in entries or ():
             history.setdefault(id_, []).append(tuple(entry))
         told = {id_: entries for id_, entries in world.history.items() if entries}
         assert history == told, _difference(history, told)
-        assert database.fetch(_CURSOR) == [(world.scanned, world.is_stopped)]
+        assert cursor == [world.scanned, world.is_stopped]
         held = Counter(
             grant.id
             for hand in self.hands()
@@ -319,10 +328,11 @@ class Players:
         self.sweep()
         for id_ in self.world.rows:
             self.time_passes(id_)
-        worker = self.workers[0]
-        for _ in range(20):
-            if not any([self.cycle(worker), *(self.cycle(worker, 1, suspects=True) for _ in ADDRESSES)]):
+        for turn in range(40):
+            are_left = [self.world.eligible(suspects=suspects) for suspects in (False, True)]
+            if not any(are_left):
                 break
+            self.cycle(self.workers[0], *((1, True) if are_left[1] and turn % 2 else (10, False)))
             self.compare()
         else:
             raise AssertionError("it does not come to rest")
@@ -344,19 +354,20 @@ def _verdict(decision: Decision) -> Verdict:
     return Verdict(str(decision.status), (*entries, *late), due, decision.look.height)
 
 
-_ROWS = """
-SELECT id, status, reconcile_lease_owner, reconcile_lease_epoch, coalesce(reconcile_lease_until > now(), false),
-       CASE WHEN next_reconcile_at IS NULL THEN 'never' WHEN next_reconcile_at <= now() THEN 'due' ELSE 'later' END,
-       reconcile_due_height, reconcile_admitted_height IS NOT NULL, reconcile_crashes, reconcile_failures,
-       reconcile_error
-FROM app.payment_requests
+_EVERYTHING = """
+SELECT (SELECT json_agg(json_build_array(
+          r.id, r.status, r.reconcile_lease_owner, r.reconcile_lease_epoch,
+          coalesce(r.reconcile_lease_until > now(), false),
+          CASE WHEN r.next_reconcile_at <= now() THEN 'due' WHEN r.next_reconcile_at > now() THEN 'later'
+               ELSE 'never' END,
+          r.reconcile_due_height, r.reconcile_admitted_height IS NOT NULL, r.reconcile_crashes, r.reconcile_failures,
+          r.reconcile_error)) FROM app.payment_requests r),
+       (SELECT json_agg(json_build_array(
+          s.payment_request_id, s.evidence_ref, s.block_height, s.is_canonical, s.metadata ? 'reorg'))
+        FROM app.payment_request_settlements s),
+       (SELECT json_agg(json_build_array(
+          t.payment_request_id, t.from_status, t.to_status, t.reason, t.evidence_ref, t.lease_owner, t.lease_epoch)
+          ORDER BY t.id) FROM app.payment_request_transitions t),
+       next_height - 1, stop_reason IS NOT NULL
+FROM app.chain_cursors
 """
-_SETTLEMENTS = """
-SELECT payment_request_id, evidence_ref, block_height, is_canonical, metadata ? 'reorg'
-FROM app.payment_request_settlements
-"""
-_HISTORY = """
-SELECT payment_request_id, from_status, to_status, reason, evidence_ref, lease_owner, lease_epoch
-FROM app.payment_request_transitions ORDER BY id
-"""
-_CURSOR = "SELECT next_height - 1, stop_reason IS NOT NULL FROM app.chain_cursors"

@@ -198,6 +198,11 @@ def _by_hand(players: Players, which: int, status: int, _: int) -> None:
         players.by_hand(id_, STATUSES[status % len(STATUSES)])
 
 
+def _old_time(players: Players, which: int, *_: int) -> None:
+    if players.zombies:
+        players.old_time(players.zombies[-1 - which % len(players.zombies)])
+
+
 def _older_reconciler(players: Players, which: int, *_: int) -> None:
     """It knows no epoch: it clears what is leased, and takes what is not."""
     if id_ := _id(players, which):
@@ -223,10 +228,11 @@ ACTS: dict[str, tuple[int, Callable[..., None]]] = {
     "go_on": (4, _go_on),
     "cycle": (4, _cycle),
     "pause": (4, _pause),
-    "by_hand": (4, _by_hand),
+    "by_hand": (6, _by_hand),
     "bury": (3, _bury),
     "crash": (2, _crash),
     "release": (2, _release),
+    "old_time": (3, _old_time),
     "older_reconciler": (2, _older_reconciler),
     "other_service": (2, _other_service),
     "scanner_changes": (1, lambda players, *_: players.scanner_changes()),
