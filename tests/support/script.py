@@ -171,6 +171,20 @@ def _bury(players: Players, which: int, at: int, how: int) -> None:
         players.bury(which, _id(players, at) if how % 2 else None, is_charged=how % 3 > 0)
 
 
+def _die(players: Players, who: int, times: int, how: int) -> None:
+    """Up to four deaths, each at a row that the worker noted, and at the same one if it is suspected."""
+    worker = _worker(players, who)
+    for _ in range(1 + times % 4):
+        for id_ in players.world.rows:
+            players.time_passes(id_)
+        are_suspects = bool(players.world.eligible(suspects=True))
+        players.claim(worker, 1 if are_suspects else 1 + how % 3, suspects=are_suspects)
+        noted = worker.hand.grants[0].id if worker.hand is not None else None
+        players.crash(worker)
+        players.bury(len(players.dead) - 1, noted, is_charged=True)
+        players.compare()
+
+
 def _commit(players: Players, first: int, second: int, how: int) -> None:
     paid = {_address(players, first), _address(players, second)} if how % 4 else set()
     players.commit(sorted(paid))
@@ -198,9 +212,21 @@ def _by_hand(players: Players, which: int, status: int, _: int) -> None:
         players.by_hand(id_, STATUSES[status % len(STATUSES)])
 
 
-def _old_time(players: Players, which: int, *_: int) -> None:
-    if players.zombies:
-        players.old_time(players.zombies[-1 - which % len(players.zombies)])
+def _old_time(players: Players, which: int, how: int, _: int) -> None:
+    """The times of a zombie's claim are there again, if possible of one whose owner has the row anew; it may wake."""
+
+    def is_twin(hand: Hand) -> bool:
+        rows = players.world.rows
+        return any(
+            grant.id in rows and rows[grant.id].owner == grant.owner and not players.world.holds(grant)
+            for grant in hand.grants
+        )
+
+    if zombies := [hand for hand in players.zombies if is_twin(hand)] or players.zombies:
+        zombie = zombies[-1 - which % len(zombies)]
+        players.old_time(zombie)
+        if how % 2:
+            players.persist(players.stage.stores[WORKERS], zombie)
 
 
 def _older_reconciler(players: Players, which: int, *_: int) -> None:
@@ -230,6 +256,7 @@ ACTS: dict[str, tuple[int, Callable[..., None]]] = {
     "pause": (4, _pause),
     "by_hand": (6, _by_hand),
     "bury": (3, _bury),
+    "die": (2, _die),
     "crash": (2, _crash),
     "release": (2, _release),
     "old_time": (3, _old_time),
@@ -238,5 +265,5 @@ ACTS: dict[str, tuple[int, Callable[..., None]]] = {
     "scanner_changes": (1, lambda players, *_: players.scanner_changes()),
     "zombie_scans": (1, lambda players, *_: players.zombie_scans(ADDRESSES)),
     "stop_or_start": (1, _stop_or_start),
-    "sweep": (1, lambda players, *_: players.sweep()),
+    "sweep": (2, lambda players, *_: players.sweep()),
 }
