@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import timedelta
 from itertools import permutations
 
 import pytest
@@ -236,6 +237,32 @@ def test_a_touch_is_seen_in_whatever_order_it_comes(emptied: Emptied, order: tup
             assert ids_of(await claimed(worker)) == [id_]
 
     asyncio.run(story())
+
+
+def test_a_touch_after_the_leases_end_is_seen_by_the_holder_that_is_late(emptied: Emptied) -> None:
+    """The lease is over, nobody has taken the row yet, and its time is in the past already: the touch changes it still.
+
+    Seen to fail (the stale decision is written) when a touch of a held row only ever makes its time earlier.
+    """
+    id_ = emptied.insert()
+
+    async def story() -> None:
+        async with store(emptied) as worker:
+            await born(worker, Chain())
+            batch = await claimed(worker)
+            minute = timedelta(minutes=1)
+            emptied.execute(  # what time does: also what the holder remembers is in the past
+                "UPDATE app.payment_requests SET reconcile_lease_until = reconcile_lease_until - %s, "
+                "next_reconcile_at = next_reconcile_at - %s",
+                [minute, minute],
+            )
+            late = replace(batch, claims=tuple(replace(each, due_at=each.due_at - minute) for each in batch.claims))
+            emptied.execute(TOUCH)
+            assert (await persisted(worker, late, CONFIRMED)).refused == Counter(touched=1)
+            assert is_due_and_free(request_of(emptied, id_))
+
+    asyncio.run(story())
+    assert history_of(emptied, id_) == []
 
 
 # an open insert of the other service
