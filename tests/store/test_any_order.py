@@ -47,15 +47,15 @@ def play_all(stage: Stage, seeds: Sequence[int]) -> Counter[str]:
 def test_whatever_happens_in_whatever_order_the_rows_are_right(stage: Stage) -> None:
     """What happens is enough to prove something: thousands of steps, and each kind of refusal many times.
 
-    Seen to fail, after so many steps in all, with one thing taken out (the shortest scripts had 1 to 5 steps):
-    of the persist's fence the epoch (940), the owner (449), both (381), the touch (72), the status (138); "or the lease
-    is null" put in (381); no hand-back (72), one without the epoch (81); no touch of reached heights (969). Of the claim
-    the lease's end (367), the due time (99), the raised epoch (60), the stop (8). The epoch reset by the release (343) or
-    the persist (60). Of the renewal the epoch (2786); the due time written by it (1223). A touch that leaves held rows
-    (67), that only makes times earlier (3024); none by rollback (67), none by commit (1). The scan's owner and epoch
-    (155), its stop (16). An admission of rows that are not held (758), without the tail (946). A proof kept by a payment
-    that is mined again (164). A burial that charges the whole batch (77), of the whole slot (1046). A sweep of what was
-    set aside (87). A late payment told twice (711).
+    Seen to fail, after so many steps in all (the shortest scripts then had up to 5), with one thing taken out.
+    Of the persist's fence: the epoch (940), the owner (449), both (381), the touch (72), the status (138); with "or the
+    lease is null" put in (381). No hand-back (72), one without the epoch (81); no touch of reached heights (969).
+    Of the claim: the lease's end (367), the due time (99), the raised epoch (60), the stop (8). The epoch reset by the
+    release (343), by the persist (60). Of the renewal: the epoch (2786); the due time written by it (1223).
+    A touch that leaves held rows (67), or only makes times earlier (3024); none by rollback (67), by commit (1).
+    Of the scan: owner and epoch (155), the stop (16). An admission of rows not held (758), without the tail (946).
+    A proof kept by a payment that is mined again (164). A burial that charges the whole batch (77), or buries the whole
+    slot (1046). A sweep of what was set aside (87). A late payment told twice (711).
     """
     tally = play_all(stage, SEEDS)
     assert tally["steps"] >= len(SEEDS) * STEPS
