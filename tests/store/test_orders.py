@@ -67,8 +67,8 @@ WHEN (NEW.reconcile_lease_owner = 'slow#1' AND NEW.id = 'a') EXECUTE FUNCTION ap
 def test_a_claim_that_is_overtaken_in_its_middle_takes_other_rows(database: postgres.Database) -> None:
     """Its snapshot says that b is free; meanwhile another claimed b and committed. It looks again, and takes c.
 
-    Seen to fail (b is granted twice) without the lock clause, and without the two conditions on the row that are looked
-    at again under the lock, until and next_reconcile_at (either alone suffices here).
+    Seen to fail (the quick one waits for the slow one) without the lock clause, and (not these rows) without the two
+    conditions that are looked at again under the lock, until and next_reconcile_at (either alone suffices here).
     """
     with database.connect() as connection, database.connect(autocommit=False) as holder:
         for id_ in ("a", "b", "c"):
