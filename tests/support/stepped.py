@@ -39,6 +39,7 @@ class Stepped(Database):
             self._wait_seconds = 3600.0
         self.name = name
         self.sent: list[str] = []
+        self.errors: list[str | None] = []  # the SQLSTATE of each statement that failed, also of those tried again
         self._before = before
         self._in_transaction = in_transaction
         self._reached = asyncio.Event()
@@ -67,7 +68,11 @@ class Stepped(Database):
     async def _send(self, connection: Any, sql: Any, parameters: dict[str, Any] | None) -> Any:
         await self._gate(sql)
         self.sent.append(" ".join(sql.split()))
-        return await super()._send(connection, sql, parameters)
+        try:
+            return await super()._send(connection, sql, parameters)
+        except psycopg.Error as error:
+            self.errors.append(error.sqlstate)
+            raise
 
     async def _gate(self, statement: str) -> None:
         if self._before is not None and self._before in statement:
