@@ -123,6 +123,8 @@ class World:
             self._free(row)
             if row.crashes >= DEATHS_MAX:
                 row.due, row.error, row.waits_for = NEVER, "set_aside", None
+                entry = (row.status, row.status, "row_set_aside", None, owner, row.epoch)
+                self.history.setdefault(id_, []).append(entry)
         return len(mine)
 
     def _free(self, row: Row) -> None:
@@ -162,11 +164,13 @@ class World:
     def _write(self, grant: Grant, verdict: Verdict | None) -> None:
         row = self.rows[grant.id]
         row.owner, row.is_live, row.crashes = None, False, 0
+        told = self.history.setdefault(grant.id, [])
         if verdict is None:
+            if row.error != FAILED:
+                told.append((row.status, row.status, "row_failed", None, grant.owner, grant.epoch))
             row.failures, row.error = row.failures + 1, FAILED
             row.due, row.due_height, row.waits_for = LATER, None, "retry"
             return
-        told = self.history.setdefault(grant.id, [])
         for reason, ref in verdict.entries:
             if reason == "payment_late" and any(entry[2:4] == (reason, ref) for entry in told):
                 continue

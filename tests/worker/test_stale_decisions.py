@@ -263,7 +263,7 @@ def test_a_worker_that_was_buried_in_error_writes_nothing(database: Database, an
 
             async def burying() -> None:
                 await leases.bury(
-                    other.reconciler._database, incarnation="0", owner=shop.desk.owner, row=None, is_charged=False
+                    other.reconciler._databases[0], incarnation="0", owner=shop.desk.owner, row=None, is_charged=False
                 )
                 await other.look()
                 assert shop.status(id_) == "confirmed"
