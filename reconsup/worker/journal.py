@@ -19,6 +19,7 @@ log = logs.get_logger()
 def tell(batch: Batch, outcomes: Outcomes, persisted: Persisted, seconds: float) -> None:
     """Metrics, a line for each transition, a line for the cycle."""
     moved: Counter[Status | str] = Counter()
+    told: Counter[tuple[Status, Status, Reason]] = Counter()
     errors = 0
     bound = log.bind()  # once, not for each line
     for claim in batch.claims:
@@ -29,12 +30,16 @@ def tell(batch: Batch, outcomes: Outcomes, persisted: Persisted, seconds: float)
             moved["reconfirmed" if outcome.reason == Reason.RECONFIRMED else outcome.status] += (
                 outcome.status != claim.request.status
             )
-            _tell_transition(bound, claim, outcome, persisted.history[claim.request.id])
+            entries = persisted.history[claim.request.id]
+            told.update((claim.request.status, outcome.status, reason) for reason, _ in entries)
+            _tell_transition(bound, claim, outcome, entries)
         else:
             errors += 1
             metrics.ROW_FAILURES.inc(1, outcome.error.partition(":")[0])
-    for reason, count in persisted.refused.items():
-        metrics.WRITES_REFUSED.inc(count, reason)
+    for labels, count in told.items():
+        metrics.TRANSITIONS.inc(count, *labels)
+    for refusal, count in persisted.refused.items():
+        metrics.WRITES_REFUSED.inc(count, refusal)
     metrics.CYCLE_SECONDS.observe(seconds)
     bound.info(
         "cycle",
@@ -57,7 +62,6 @@ def _tell_transition(
 ) -> None:
     late_minor = {late.evidence_ref: late.amount_minor for late in decision.late}
     for reason, evidence_ref in entries:
-        metrics.TRANSITIONS.inc(1, claim.request.status, decision.status, reason)
         say = bound.warning if reason in ALARMS else bound.info
         say(
             "transition",
