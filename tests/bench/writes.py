@@ -21,6 +21,7 @@ def _writes(connection: stage.Connection) -> dict[str, float]:
     """Counters of the server so far. A backend adds its own when it leaves, so the workers' must have left."""
     while connection.execute("SELECT 1 FROM pg_stat_activity WHERE application_name = 'bench'").fetchall():
         time.sleep(0.01)
+    connection.execute("SELECT pg_stat_force_next_flush()")
     ((wal,),) = connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn").fetchall()
     ((updated, hot, inserted),) = connection.execute(
         "SELECT sum(n_tup_upd), sum(n_tup_hot_upd), sum(n_tup_ins) FROM pg_stat_user_tables"
