@@ -306,6 +306,7 @@ def test_burying_twice_counts_once(emptied: Emptied) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.direct
 def test_the_dead_workers_connections_are_ended_before_its_leases_are_given_back(emptied: Emptied) -> None:
     """Seen to fail (the burial waits for the ghost's lock) when they are left alone."""
     id_ = emptied.insert()
