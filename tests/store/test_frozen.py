@@ -33,7 +33,7 @@ from tests.support.ledgers import (
 )
 from tests.support.stepped import until
 
-pytestmark = pytest.mark.service
+pytestmark = [pytest.mark.service, pytest.mark.direct]
 
 FROZEN_LEASE_SECONDS = 1.2  # so its idle time-out is 0.4 s
 BOUND_SECONDS = FROZEN_LEASE_SECONDS / 3 + 1.0  # the second is for a busy machine

@@ -34,7 +34,7 @@ from tests.support.postgres import Database as PgDatabase
 from tests.support.postgres import Postgres, insert_request
 from tests.support.stepped import Stepped, until, until_blocked
 
-pytestmark = pytest.mark.service
+pytestmark = [pytest.mark.service, pytest.mark.direct]
 
 DEAD = OWNER.partition("#")[2]
 WHO = "SELECT pg_backend_pid(), current_setting('application_name')"

@@ -15,7 +15,7 @@ from tests.support.phoenix import Phoenix, phoenix
 from tests.support.program import Program, wait_for
 from tests.support.road import Road, road_to
 
-pytestmark = [pytest.mark.service, pytest.mark.story]
+pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.direct]
 
 LEASE_SECONDS = 2.0
 SHORT = {"PAYMENT_REQUEST_RECONCILER_LEASE_SECONDS": "2", "RECONSUP_RPC_TIMEOUT_SECONDS": "0.5"}

@@ -16,7 +16,7 @@ from tests.support.load import Stream, settle
 from tests.support.postgres import Postgres
 from tests.support.program import Program, wait_for
 
-pytestmark = [pytest.mark.service, pytest.mark.story]
+pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.direct]
 
 SHORT = {"PAYMENT_REQUEST_RECONCILER_LEASE_SECONDS": "2", "RECONSUP_RPC_TIMEOUT_SECONDS": "0.5"}
 

@@ -16,7 +16,7 @@ from tests.support.postgres import Postgres
 from tests.support.program import Program, wait_for
 from tests.support.wrong_clocks import monotonic_clock_standing_still
 
-pytestmark = [pytest.mark.service, pytest.mark.story]
+pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.direct]
 
 LEASE_SECONDS = 2
 SHORT = {"PAYMENT_REQUEST_RECONCILER_LEASE_SECONDS": "2", "RECONSUP_RPC_TIMEOUT_SECONDS": "0.5"}
