@@ -103,6 +103,7 @@ def test_the_row_that_was_at_work_is_the_one_that_is_suspected(database: Fresh) 
     assert database.fetch("SELECT reconcile_crashes FROM app.payment_requests ORDER BY id") == [(0,), (1,), (0,)]
 
 
+@pytest.mark.direct
 def test_a_statement_of_the_dead_that_still_runs_is_ended_first(database: Fresh) -> None:
     """A killed client's statement may commit after its successor has the row."""
     seat = new_seat()

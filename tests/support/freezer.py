@@ -11,6 +11,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -18,6 +19,7 @@ from typing import Any, Self, TypeVar
 from reconsup.store.database import Database, Transaction
 
 T = TypeVar("T")
+STOP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,11 @@ class Freezer:
         self._process.stdin.write(base64.b64encode(pickle.dumps(errand)).decode() + "\n")
         self._process.stdin.flush()
         child = int(self._process.stdout.readline())
+        deadline = time.monotonic() + STOP_SECONDS
         while (state := _state(child)) != "T":
-            assert state in "RSD", "it ended before it came to that statement"
+            if state not in ("R", "S", "D") or time.monotonic() > deadline:
+                self._process.stdout.readline()
+                raise AssertionError(f"it did not come to its statement {errand.at}")
         return child
 
     def finish(self, child: int) -> str:
@@ -121,8 +126,11 @@ class Freezer:
 
 
 def _state(pid: int) -> str:
-    with open(f"/proc/{pid}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0]
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "gone"
 
 
 if __name__ == "__main__":
