@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -247,11 +248,13 @@ def test_what_postgresql_says_is_passed_on(cluster: Path) -> None:
 
 def test_another_postgresql_than_the_packages_can_be_started(tmp_path: Path) -> None:
     """Its folder of programs is given. Seen to fail when the argument is not handed on."""
-    folder = tmp_path / "programs"
-    folder.symlink_to(embedded._binaries())
-    with embedded.start(tmp_path / "pg", settings=embedded.THROWAWAY, binaries=folder) as server:
-        words = Path(f"/proc/{server.pid}/cmdline").read_bytes().split(b"\0")
-        assert words[0] == os.fsencode(folder / "postgres")
+    with tempfile.TemporaryDirectory() as open_to_all:
+        Path(open_to_all).chmod(0o755)
+        folder = Path(open_to_all, "programs")
+        folder.symlink_to(embedded._binaries())
+        with embedded.start(tmp_path / "pg", settings=embedded.THROWAWAY, binaries=folder) as server:
+            words = Path(f"/proc/{server.pid}/cmdline").read_bytes().split(b"\0")
+            assert words[0] == os.fsencode(folder / "postgres")
 
 
 @pytest.mark.parametrize(("version", "options"), [("15.18 (Debian 15.18-0)", 0), ("16.1", 2), ("18.0", 2)])

@@ -110,7 +110,7 @@ def postgres() -> Iterator[Postgres]:
 def binaries() -> Path | None:
     """Where the PostgreSQL is that the tests are to run on; None: the one that reconsup brings."""
     folder = os.environ.get(BINARIES)
-    return Path(folder).absolute() if folder else None
+    return Path(folder).resolve() if folder else None
 
 
 def _roomy_folder() -> Path:
