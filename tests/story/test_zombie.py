@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -88,10 +89,12 @@ def try_to_stop(town: Town, program: Program) -> Zombie | None:
         # Whoever claims now waits at its view, which reads the history.
         blocker.execute("LOCK TABLE app.payment_request_transitions IN ACCESS EXCLUSIVE MODE")
         watcher.execute("UPDATE app.payment_requests SET next_reconcile_at = now() WHERE reconcile_lease_owner IS NULL")
-        waiting = f"SELECT pid, application_name FROM pg_stat_activity WHERE query LIKE '%{VIEW}%' AND state = 'active'"
-        ((backend, name), *_) = wait_for(
-            "a worker waits at its view",
-            lambda: watcher.execute(waiting + " AND wait_event_type = 'Lock'").fetchall(),
+        waiting = (
+            "SELECT pid, client_port, application_name FROM pg_stat_activity WHERE state = 'active'"
+            f" AND wait_event_type = 'Lock' AND query LIKE '%{VIEW}%'"
+        )
+        ((backend, port, name), *_) = wait_for(
+            "a worker waits at its view", lambda: watcher.execute(waiting).fetchall()
         )
         held = [owner for _, owner in town.leases() if owner.endswith(name.partition("/")[2])]
         pid = program.pids()[int(held[0].partition("#")[0].rpartition("-")[2])]
@@ -104,10 +107,18 @@ def try_to_stop(town: Town, program: Program) -> Zombie | None:
             pass
         os.kill(pid, signal.SIGSTOP)
         wait_for("it has stopped", lambda: is_stopped(pid))
-        if watcher.execute(is_answered).fetchall() and len(held) > ROWS / 2:
+        if watcher.execute(is_answered).fetchall() and is_all_read(port) and len(held) > ROWS / 2:
             return Zombie(pid, held[0], backend, len(held))
         os.kill(pid, signal.SIGCONT)
         return None
+
+
+def is_all_read(port: int) -> bool:
+    """Whether nothing is under way on a connection: what the worker does with the answer, it does without a pause."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    queues = [words[4] for words in lines if f"{port:04X}" in (words[1][-4:], words[2][-4:])]
+    assert len(queues) >= 2, "both ends of it are on this machine"
+    return set(queues) == {"00000000:00000000"}
 
 
 def is_stopped(pid: int) -> bool:
