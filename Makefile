@@ -1,4 +1,5 @@
-# Every target does its own set-up: make, Python >= 3.11 and Node >= 20 are all that a machine needs.
+# Every target does its own set-up: make, Python >= 3.11 and Node >= 20 are all that a machine needs. Tests also take
+# PgBouncer, from the machine or from Debian's packages; where there is neither, one sentence says what to install.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,21 +7,31 @@ READY := $(VENV)/.ready
 ANVIL := $(VENV)/node/.ready
 RIVALS := $(VENV)/.rivals
 ANVIL_PACKAGE := @foundry-rs/anvil@1.7.1
+PGBOUNCER := $(VENV)/.pgbouncer
+POSTGRES_15 := $(VENV)/postgres-15
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench format clean
+.PHONY: help demo test test-15 test-pooler test-all check bench format clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) $(ANVIL) ## real payments on a local chain move real rows, while a worker is killed
 	@$(BIN)/reconsup demo
 
-test: $(READY) $(ANVIL) ## all tests that take less than five minutes together
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not long"
+test: $(READY) $(ANVIL) $(PGBOUNCER) ## all tests that take less than five minutes together
+	$(PYTEST) -m "not long"
 
-test-all: $(READY) $(ANVIL) ## those, and the long ones
-	$(BIN)/python -m pytest -n auto --dist worksteal
+test-15: $(READY) $(ANVIL) $(PGBOUNCER) $(POSTGRES_15) ## those that touch PostgreSQL, on PostgreSQL 15
+	RECONSUP_TEST_POSTGRES=$(POSTGRES_15) $(PYTEST) -m "service and not long"
+
+test-pooler: $(READY) $(ANVIL) $(PGBOUNCER) ## and behind a PgBouncer in transaction mode
+	RECONSUP_TEST_POOLER=1 $(PYTEST) -m "service and not long and not direct"
+
+test-all: $(READY) $(ANVIL) $(PGBOUNCER) $(POSTGRES_15) ## all of these, and the long ones
+	$(PYTEST)
+	$(MAKE) test-15 test-pooler
 
 check: $(READY) ## format, lint, types, the walls of the house, fast tests: before each commit
 	$(BIN)/ruff format --check .
@@ -56,3 +67,10 @@ $(ANVIL): | $(READY)
 	mkdir -p $(VENV)/node
 	npm install --prefix $(VENV)/node --ignore-scripts --no-save --no-audit --no-fund --loglevel=error $(ANVIL_PACKAGE)
 	@touch $@
+
+$(PGBOUNCER): | $(READY)
+	@$(BIN)/python -m tests.support.tools pgbouncer
+	@touch $@
+
+$(POSTGRES_15): | $(READY)
+	@$(BIN)/python -m tests.support.tools postgres-15

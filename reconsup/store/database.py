@@ -91,6 +91,18 @@ class Database:
 
         return await self._with_retries(work)
 
+    async def is_direct(self) -> bool:
+        """Whether we speak to PostgreSQL itself; False where a pooler shares its connections among its clients.
+
+        PostgreSQL names its own process when a connection is made; a pooler, which may have none yet, makes one up.
+        """
+
+        async def work(connection: Connection) -> bool:
+            ((pid,),) = await (await self._send(connection, "SELECT pg_backend_pid()", None)).fetchall()
+            return bool(pid == connection.info.backend_pid)
+
+        return await self._with_retries(work)
+
     async def transact(self, work: Callable[["Transaction"], Awaitable[T]]) -> T:
         """Run `work` in one READ COMMITTED transaction; what it returns is committed, what it raises rolls back.
 

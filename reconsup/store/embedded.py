@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -81,15 +82,16 @@ class Server:
         self.stop()
 
 
-def start(path: Path, *, settings: Mapping[str, str] | None = None) -> Server:
+def start(path: Path, *, settings: Mapping[str, str] | None = None, binaries: Path | None = None) -> Server:
     """Start PostgreSQL in the folder `path` (made when missing) and return when it takes connections.
 
-    `settings` are server settings, e.g. `THROWAWAY`. Raises EmbeddedError: package missing, folder not
+    `settings` are server settings, e.g. `THROWAWAY`; `binaries` is the folder of another PostgreSQL's `initdb` and
+    `postgres` (15 or newer) in place of the package's. Raises EmbeddedError: package missing, folder not
     writable, disk full, folder in use, or the server's own words. Call it from the main thread, before any
     fork: the kernel ends the server when the starting thread ends.
     """
     path = path.expanduser().absolute()
-    binaries = _binaries()
+    binaries = binaries or _binaries()
     try:
         path.mkdir(parents=True, exist_ok=True)
         _require_space(path)
@@ -185,8 +187,7 @@ def _make_cluster(path: Path, binaries: Path, runner: _Runner, password: str) ->
     command: tuple[str | Path, ...] = (
         *runner.prefix, binaries / "initdb", "-D", fresh, "-U", USER, "--pwfile", secret,
         "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions",
-        # the password is 128 random bits: slow hashing would only make each connection slower
-        "-c", "scram_iterations=1",
+        *_quick_hashing(binaries),
     )
     # fmt: on
     try:
@@ -199,6 +200,13 @@ def _make_cluster(path: Path, binaries: Path, runner: _Runner, password: str) ->
         shutil.rmtree(fresh, ignore_errors=True)
         raise _explain(path, done.stderr or done.stdout)
     fresh.rename(path / "data")
+
+
+def _quick_hashing(binaries: Path) -> tuple[str, ...]:
+    """The password is 128 random bits: slow hashing would only make each connection slower. Not in PostgreSQL 15."""
+    said = subprocess.run((binaries / "postgres", "--version"), capture_output=True, text=True, check=False)  # noqa: S603 - no shell
+    version = re.search(r"PostgreSQL\) (\d+)", said.stdout)
+    return ("-c", "scram_iterations=1") if version and int(version[1]) >= 16 else ()
 
 
 def _require_unused(data: Path) -> None:

@@ -156,11 +156,14 @@ async def bury(
     """Give back the leases of a worker that is known to be dead (it was reaped).
 
     First its connections are ended, also the idle ones: what a killed client sent last may yet be read and commit.
+    Not so behind a pooler: there a connection's name only says who used it last, and it may be another program's by
+    now. What the dead one sent is fenced as ever; a claim of its that is executed after this costs one lease.
     `row` is the id it was working on, if it noted one: that row, or else every row it held, counts a
     crash, unless the worker was told to stop (`is_charged` False: the rows had no part in its death). A row at
     which workers died alone three times is set aside and looked at no more; its history says so.
     """
-    await _end_ghosts(database, incarnation)
+    if await database.is_direct():
+        await _end_ghosts(database, incarnation)
 
     async def work(transaction: Transaction) -> Released:
         scans = await transaction.rows(_FREE_SCANS, {"owner": owner})

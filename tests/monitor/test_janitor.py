@@ -123,6 +123,7 @@ def test_a_row_that_is_set_aside_is_an_alarm(
     assert counted == [(1, "set_aside")]
 
 
+@pytest.mark.direct
 def test_a_statement_of_the_dead_that_still_runs_is_ended_first(database: Fresh) -> None:
     """A killed client's statement may commit after its successor has the row."""
     seat = new_seat()

@@ -26,7 +26,7 @@ def _kept(postgres: Postgres, watched_template: str) -> Iterator[Emptied]:
     database = postgres.create(watched_template)
     with database.connect() as outsider:
         outsider.execute("SET lock_timeout = '5s'")
-        yield Emptied(database.name, database.url, outsider)
+        yield Emptied(database.name, database.url, database.direct_url, outsider)
     postgres.drop(database)
 
 

@@ -147,6 +147,7 @@ def test_both_sides_of_a_deadlock_are_done_in_the_end(database: postgres.Databas
     assert len(tries) == 3
 
 
+@pytest.mark.direct
 def test_a_statement_that_waits_too_long_is_given_up_on_both_sides(emptied: Emptied) -> None:
     """A single statement has no time-outs on the server. Seen to fail (it waits for ever) without the client's."""
     (id_, _) = two_requests(emptied)

@@ -49,6 +49,7 @@ def test_amounts_are_exact_integers(emptied: Emptied) -> None:
 # refusals
 
 
+@pytest.mark.direct
 @pytest.mark.parametrize(
     ("user", "password"), [("reconsup", "not-the-password"), ("nobody_of_that_name", "not-the-password")]
 )
@@ -74,6 +75,7 @@ def test_a_database_of_another_name_is_refused(emptied: Emptied) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.direct
 def test_a_role_without_rights_is_refused(database: postgres.Database) -> None:
     """Seen to fail when InsufficientPrivilege is not translated."""
     role = f"guest_{database.name}"
@@ -160,6 +162,7 @@ def test_a_value_that_postgresql_will_not_have_is_rejected(emptied: Emptied, tex
 # connections
 
 
+@pytest.mark.direct
 def test_a_connection_that_was_ended_is_made_again(emptied: Emptied) -> None:
     async def story() -> None:
         async with store(emptied, "ended") as worker:

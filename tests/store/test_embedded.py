@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from reconsup.store import embedded
+from tests.support.postgres import Postgres, binaries
 
 pytestmark = pytest.mark.service
 
@@ -242,3 +244,31 @@ def test_what_postgresql_says_is_passed_on(cluster: Path) -> None:
         embedded.start(cluster, settings={"nonsense": "1"})
 
     assert processes(cluster) == []
+
+
+def test_another_postgresql_than_the_packages_can_be_started(tmp_path: Path) -> None:
+    """Its folder of programs is given. Seen to fail when the argument is not handed on."""
+    with tempfile.TemporaryDirectory() as open_to_all:
+        Path(open_to_all).chmod(0o755)
+        folder = Path(open_to_all, "programs")
+        folder.symlink_to(embedded._binaries())
+        with embedded.start(tmp_path / "pg", settings=embedded.THROWAWAY, binaries=folder) as server:
+            words = Path(f"/proc/{server.pid}/cmdline").read_bytes().split(b"\0")
+            assert words[0] == os.fsencode(folder / "postgres")
+
+
+@pytest.mark.parametrize(("version", "options"), [("15.18 (Debian 15.18-0)", 0), ("16.1", 2), ("18.0", 2)])
+def test_initdb_is_told_what_its_version_knows(tmp_path: Path, version: str, options: int) -> None:
+    """PostgreSQL 15's initdb has no -c and refuses to run with it."""
+    program = tmp_path / "postgres"
+    program.write_text(f"#!/bin/sh\necho 'postgres (PostgreSQL) {version}'\n")
+    program.chmod(0o755)
+    assert len(embedded._quick_hashing(tmp_path)) == options
+
+
+def test_the_tests_run_on_the_postgresql_that_was_asked_for(postgres: Postgres) -> None:
+    """`make test-15` would otherwise show nothing."""
+    folder = binaries() or embedded._binaries()
+    said = subprocess.run([folder / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+    (version,) = ask(postgres.url, "SHOW server_version")
+    assert f"(PostgreSQL) {version}" in said

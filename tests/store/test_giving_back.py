@@ -376,6 +376,7 @@ def test_a_connection_that_cannot_be_ended_does_not_hold_up_the_give_back(emptie
         assert asyncio.run(story(ghost.info.backend_pid)) >= leases.GHOST_SECONDS
 
 
+@pytest.mark.direct
 def test_the_dead_workers_connections_are_ended_before_its_leases_are_given_back(emptied: Emptied) -> None:
     """Seen to fail (the burial waits for the ghost's lock) when they are left alone."""
     id_ = emptied.insert()

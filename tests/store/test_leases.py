@@ -169,7 +169,7 @@ def test_the_longest_due_come_first_then_the_oldest_then_by_id(emptied: Emptied)
         )
 
     async def story() -> None:
-        url = without(emptied.url, "indexscan", "bitmapscan")
+        url = without(emptied.direct_url, "indexscan", "bitmapscan")
         async with Database(url, application_name="t", lease_seconds=LEASE_SECONDS) as worker:
             await ready(worker)
             got = []

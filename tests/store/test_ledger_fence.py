@@ -158,7 +158,7 @@ def test_touch_and_persist_do_not_deadlock(emptied: Emptied, who: str) -> None:
     """Both lock requests by id. Seen to fail (40P01, a statement is sent again) when the touch does not."""
     second = emptied.insert(id="b", address_canonical="0xbb")
     first = emptied.insert(id="a", address_canonical="0xaa")
-    url = without(emptied.url, "indexscan", "bitmapscan")  # so that rows come as they were inserted
+    url = without(emptied.direct_url, "indexscan", "bitmapscan")  # so that rows come as they were inserted
     chain = Chain()
     chain.mine(ether("0xbb", 1, "1"), ether("0xaa", 1, "2"), time=now())
 

@@ -255,6 +255,7 @@ def test_a_database_that_cannot_be_reached(
     assert "very-wrong" not in str(caught.value)
 
 
+@pytest.mark.direct
 def test_a_user_without_the_right_is_told(empty_database: Database) -> None:
     empty_database.execute("DROP ROLE IF EXISTS weak")
     empty_database.execute("CREATE ROLE weak LOGIN PASSWORD 'weak'")

@@ -367,7 +367,7 @@ def test_a_claim_skips_a_row_that_is_being_persisted(emptied: Emptied) -> None:
 def test_two_persists_of_the_same_rows_in_opposite_order_do_not_deadlock(emptied: Emptied) -> None:
     """Seen to fail (40P01, the statement is sent again) when `locked` does not lock in the order of the ids."""
     ids = emptied.insert_many(2)
-    url = without(emptied.url, "hashjoin", "mergejoin")  # so that a join goes by the array, in its order
+    url = without(emptied.direct_url, "hashjoin", "mergejoin")  # so that a join goes by the array, in its order
 
     async def story() -> None:
         async with (

@@ -318,7 +318,7 @@ def test_rollback_and_persist_do_not_deadlock(emptied: Emptied, who: str) -> Non
     """Seen to fail (40P01) when the rollback does not lock in the order of the ids."""
     emptied.insert(id="b", address_canonical="0xbb")
     emptied.insert(id="a", address_canonical="0xaa")
-    url = without(emptied.url, "indexscan", "bitmapscan")  # so that rows come as they were inserted
+    url = without(emptied.direct_url, "indexscan", "bitmapscan")  # so that rows come as they were inserted
     chain = Chain(first=100)
     chain.mine()
     chain.mine(ether("0xbb", 1, "1"), time=now())

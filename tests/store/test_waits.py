@@ -160,7 +160,7 @@ def test_no_row_is_lost_to_a_wait(emptied: Emptied, do: Callable[[Scene, Databas
         await scene.set(emptied)
         emptied.execute(BEFORE.get(do, "SELECT 1"))
         async with Database(
-            without(emptied.url, *PLANS[plan]), application_name="waiter", lease_seconds=LEASE_SECONDS
+            without(emptied.direct_url, *PLANS[plan]), application_name="waiter", lease_seconds=LEASE_SECONDS
         ) as worker:
             with emptied.connect(autocommit=False) as other_service:
                 other_service.execute("""UPDATE app.payment_requests SET metadata = '{"theirs": 1}'""")
@@ -179,7 +179,7 @@ def test_no_row_is_lost_to_a_wait_after_the_persist(emptied: Emptied, plan: str)
     async def story() -> None:
         scene = Scene()
         await scene.set(emptied)
-        async with Stepped(without(emptied.url, *PLANS[plan]), before="WITH cursor AS", name="waiter") as worker:
+        async with Stepped(without(emptied.direct_url, *PLANS[plan]), before="WITH cursor AS", name="waiter") as worker:
             outcome = all_of(scene.batch, decided(Status.PENDING, seconds=600.0, height=101))
             doing = asyncio.create_task(persist(worker, scene.batch, outcome, worker_id="w"))
             await worker.reached()

@@ -32,9 +32,10 @@ class Town:
     def requests(self, count: int, **overrides: Any) -> list[str]:
         """Insert requests, ETH and USDT in turn."""
         with self.database.connect() as connection:
-            return [insert_request(connection, **(self._asset(number) | overrides)) for number in range(count)]
+            return [insert_request(connection, **(self.asset(number) | overrides)) for number in range(count)]
 
-    def _asset(self, number: int) -> dict[str, Any]:
+    def asset(self, number: int) -> dict[str, Any]:
+        """What the request of that number asks for: ETH and USDT in turn."""
         if number % 2 == 0:
             return {"expected_amount_minor": WEI}
         return {
@@ -84,10 +85,10 @@ class Town:
 @pytest.fixture
 def town(database: Database, tmp_path: Path) -> Iterator[Town]:
     with Anvil(block_seconds=0) as anvil:
-        yield Town(database, anvil, asyncio.run(_deploy(anvil)), tmp_path)
+        yield Town(database, anvil, asyncio.run(deploy(anvil)), tmp_path)
 
 
-async def _deploy(anvil: Anvil) -> str:
+async def deploy(anvil: Anvil) -> str:
     async with DevChain(anvil.url) as chain:
         await chain.set_automine(True)
         token = await chain.deploy_token(10**15)

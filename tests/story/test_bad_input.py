@@ -69,6 +69,7 @@ def test_database_down_at_start_is_69_after_the_start_time() -> None:
     assert "hunter2" not in done.stderr
 
 
+@pytest.mark.direct
 def test_wrong_password_is_told_at_once(database: Database) -> None:
     parts = psycopg.conninfo.conninfo_to_dict(database.url)
     url = f"postgresql://{parts['user']}:wrong-one@{parts['host']}:{parts['port']}/{parts['dbname']}"

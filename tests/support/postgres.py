@@ -23,10 +23,13 @@ from psycopg.types.json import Jsonb
 
 from reconsup.store import embedded, migrate
 from tests.support import lease_history
+from tests.support.bouncer import Bouncer, bouncer
 
 PREFIX = "reconsup-test-pg-"
 MIGRATED, WATCHED = "migrated", "watched"
+BINARIES = "RECONSUP_TEST_POSTGRES"  # the folder of another PostgreSQL's initdb and postgres (`make test-15`)
 MEMORY_BYTES_MIN = 2 << 30  # a test run uses some 100 MB, and others may run beside it
+POOLER = "RECONSUP_TEST_POOLER"  # not empty: the program's connections lead through a PgBouncer (`make test-pooler`)
 
 _numbers = itertools.count(1)
 
@@ -37,13 +40,14 @@ class Database:
 
     name: str
     url: str
+    direct_url: str  # the same, unless `url` leads through a pooler: this one leads past it
 
     def connect(self, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
         """Open a connection in autocommit mode; close it (`with`) or leave it to the end of the test.
 
         It is somebody outside reconsup: what it does to leases is done by hand, and no history has to explain it.
         """
-        return psycopg.connect(self.url, **{"autocommit": True, "options": lease_history.BY_HAND, **options})
+        return psycopg.connect(self.direct_url, **{"autocommit": True, "options": lease_history.BY_HAND, **options})
 
     def fetch(self, query: str, values: Any = None) -> list[tuple[Any, ...]]:
         """Execute one query over a connection of its own and return the rows."""
@@ -65,9 +69,10 @@ class Borrowed:
 
 @dataclass(frozen=True, slots=True)
 class Postgres:
-    """The test server."""
+    """The test server. `pooler`: what stands between it and the program, if anything does."""
 
     server: "embedded.Server | Borrowed"
+    pooler: Bouncer | None = None
 
     @property
     def url(self) -> str:
@@ -81,7 +86,8 @@ class Postgres:
             sql.Identifier(name), sql.Identifier(template or "template0")
         )
         self._admin(statement)
-        return Database(name, self.url_of(name))
+        url = self.url_of(name)
+        return Database(name, self.pooler.url(url) if self.pooler else url, url)
 
     def drop(self, database: Database) -> None:
         """Drop a database, ending whoever is still connected."""
@@ -111,10 +117,20 @@ def postgres(pytestconfig: pytest.Config) -> Iterator[Postgres]:
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
     try:
         folder.chmod(0o711)  # should we be root, the server runs as somebody else
-        with embedded.start(folder, settings=embedded.THROWAWAY) as server:
-            yield Postgres(server)
+        with embedded.start(folder, settings=embedded.THROWAWAY, binaries=binaries()) as server:
+            if not os.environ.get(POOLER):
+                yield Postgres(server)
+                return
+            with bouncer(server.url, pool_size=20) as pooler:
+                yield Postgres(server, pooler)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def binaries() -> Path | None:
+    """Where the PostgreSQL is that the tests are to run on; None: the one that reconsup brings."""
+    folder = os.environ.get(BINARIES)
+    return Path(folder).resolve() if folder else None
 
 
 def _roomy_folder() -> Path:
@@ -149,7 +165,8 @@ def watched_template(postgres: Postgres, migrated_template: str) -> str:
     if isinstance(postgres.server, embedded.Server):
         with psycopg.connect(postgres.url, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {WATCHED} TEMPLATE {migrated_template}")
-        lease_history.install(Database(WATCHED, postgres.url_of(WATCHED)))
+        url = postgres.url_of(WATCHED)
+        lease_history.install(Database(WATCHED, url, url))
     return WATCHED
 
 

