@@ -277,7 +277,7 @@ GIVEN_BACK = {
     ),
     "burial before the ghost's end": Mutant(
         LEASES,
-        (Swap("    await _end_ghosts(database, incarnation)\n\n", ""),),
+        (Swap("        await _end_ghosts(database, incarnation)\n", "        pass\n"),),
         f"{BACK_TESTS}::test_the_dead_workers_connections_are_ended_before_its_leases_are_given_back",
         "what a killed worker sent last commits after its row was given to another",
     ),

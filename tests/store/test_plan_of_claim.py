@@ -43,7 +43,7 @@ def ten(postgres: postgres.Postgres, migrated_template: str) -> Iterator[Bulk]:
 def own_copy(bulk: Bulk, postgres: postgres.Postgres) -> Iterator[Bulk]:
     """As many requests as `bulk` has, to do with as one likes."""
     copy = postgres.create(bulk.name)
-    yield Bulk(copy.name, copy.url, bulk.size)
+    yield Bulk(copy.name, copy.direct_url, copy.direct_url, bulk.size)
     postgres.drop(copy)
 
 

@@ -39,7 +39,7 @@ def test_a_request_at_which_workers_die_is_set_aside_and_alarmed_and_the_others_
         )
         assert program.metric("reconsup_row_failures_total", reason="set_aside") == 1
         assert program.metric("reconsup_worker_restarts_total") == 4
-        assert program.metric("reconsup_workers", state="ready") == 2
+        wait_for("both slots are taken again", lambda: program.metric("reconsup_workers", state="ready") == 2, 60)
         ((crashes, error, next_look, owner),) = town.database.fetch(
             "SELECT reconcile_crashes, reconcile_error, next_reconcile_at, reconcile_lease_owner"
             " FROM app.payment_requests WHERE id = %s",

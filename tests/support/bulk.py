@@ -62,7 +62,7 @@ def address_of(number: int) -> str:
 def load(server: Postgres, template: str, size: int) -> Bulk:
     """Make the database; it stays until the server ends. Without autovacuum: nobody analyses behind our back."""
     database = server.create(template)
-    bulk = Bulk(database.name, database.url, size)
+    bulk = Bulk(database.name, database.direct_url, database.direct_url, size)
     with bulk.connect() as connection:
         connection.execute("CREATE SCHEMA kept; SET allow_system_table_mods = on; SET synchronous_commit = off")
         for (table,) in connection.execute(_TABLES).fetchall():
