@@ -42,7 +42,8 @@ def test_a_worker_stopped_for_three_leases_writes_nothing(town: Town, postgres: 
 
     With its own clock it does not even try. With one that stood still while it was stopped (a paused virtual machine)
     it trusts its leases, and the fence refuses. Seen to fail without the question before the persist (the first), and
-    (all its rows are written) without owner, epoch and due_at in the persist (the second).
+    (nothing is counted as refused; the status alone still keeps the rows right) without owner, epoch and due_at in the
+    persist (the second).
     """
     town.database.execute(f"ALTER DATABASE {town.database.name} SET log_statement = 'all'")
     log = postgres.server.path / "postgres.log"
