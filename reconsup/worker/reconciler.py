@@ -103,19 +103,26 @@ class Reconciler:
                 await self._pause.for_seconds(self._duty.poll_interval_seconds)
 
     async def look_around(self) -> bool:
-        """One cycle over every network; whether there is likely more to do at once."""
+        """One cycle over every network; whether there is likely more to do at once.
+
+        Raises StoreRejected when all of them had their turn and the rows of one cannot be written.
+        """
         await self._give_back()
         self._may_hold_leases = True  # until all is written: an answer may be lost on the way
         self._cycles += 1
-        has_more = is_lost = False
+        found = _Cycle()
+        rejected: StoreRejected | None = None
         for network in self._duty.policies:
             if self._is_served(network) and not self._pause.is_stopping:
-                cycle = await self._look_at(network)
-                has_more |= cycle.has_more
-                is_lost |= cycle.is_lost
-        self._may_hold_leases = is_lost  # what was too slow may still be ours
+                try:
+                    found = found.and_then(await self._look_at(network))
+                except StoreRejected as error:
+                    rejected = error
+        if rejected is not None:
+            raise rejected
+        self._may_hold_leases = found.is_lost  # what was too slow may still be ours
         await self._give_back()
-        return has_more
+        return found.has_more
 
     async def _give_back(self) -> None:
         """Give back what may be leased without being known. Only between cycles: it takes all that this owner has."""

@@ -1,13 +1,16 @@
 """Rows that are in the way of others: they are left out or put off, and the others are looked at without a pause."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from reconsup.demo.anvil import Anvil
+from reconsup.payments.request import Network
+from reconsup.store.errors import StoreRejected
 from reconsup.worker import reconciler
-from tests.support.desk import Shop, open_shop
+from tests.support.desk import LOCAL, POLICY, Shop, open_shop
 from tests.support.postgres import Database
 from tests.worker.test_rows import seconds_until_next_look
 from tests.worker.test_trust import Slow
@@ -123,6 +126,33 @@ async def _paid(shop: Shop, count: int) -> list[str]:
     await shop.chain.mine(2)
     await shop.desk.scan()
     return ids
+
+
+def test_a_network_whose_rows_cannot_be_written_does_not_hold_back_another(database: Database, anvil: Anvil) -> None:
+    """Seen to fail (nobody is confirmed) when the first refusal ends the cycle."""
+    elsewhere = Network("ethereum", "elsewhere")
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            for _ in range(20):
+                await shop.request(network=elsewhere.name)
+            (id_,) = await _paid(shop, 1)
+            database.execute(
+                "INSERT INTO app.chain_cursors"
+                " (chain, network, chain_id, genesis_hash, next_height, tip_hash, tip_time, tail_start)"
+                " SELECT chain, 'elsewhere', chain_id, genesis_hash, next_height, tip_hash, tip_time, tail_start"
+                " FROM app.chain_cursors"
+            )
+            database.execute(
+                "ALTER TABLE app.payment_requests ADD CONSTRAINT theirs CHECK (network <> 'elsewhere') NOT VALID"
+            )
+            duty = replace(shop.desk.duty, policies={elsewhere: POLICY, LOCAL: POLICY})
+            shop.desk.reconciler._duty = duty
+            with pytest.raises(StoreRejected):
+                await shop.desk.reconciler.look_around()
+            assert shop.status(id_) == "confirmed"
+
+    asyncio.run(run())
 
 
 def test_a_row_that_fails_waits_for_a_growing_time_and_the_others_do_not(
