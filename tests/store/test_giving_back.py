@@ -340,6 +340,7 @@ def test_a_burial_does_not_wait_for_the_history(emptied: Emptied) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.direct
 def test_a_connection_that_is_left_of_the_dead_does_not_cost_a_tenth_of_a_second(emptied: Emptied) -> None:
     """Seen to fail (never below 100 ms) with the wait of pg_terminate_backend itself."""
 
@@ -357,6 +358,7 @@ def test_a_connection_that_is_left_of_the_dead_does_not_cost_a_tenth_of_a_second
     assert min(asyncio.run(story()) for _ in range(5)) < 0.1
 
 
+@pytest.mark.direct
 def test_a_connection_that_cannot_be_ended_does_not_hold_up_the_give_back(emptied: Emptied) -> None:
     """Its backend is frozen. Seen to fail (it never ends) when the burial waits until the ghost is gone."""
 

@@ -264,7 +264,7 @@ def test_a_claim_leases_no_more_rows_than_its_limit_whatever_the_plan(
     emptied.insert_many(100)
 
     async def story() -> None:
-        url = without(emptied.url, *methods_off)
+        url = without(emptied.direct_url, *methods_off)
         async with Database(url, application_name="t", lease_seconds=LEASE_SECONDS) as worker:
             await ready(worker)
             assert len((await claimed(worker, limit=10)).claims) == 10

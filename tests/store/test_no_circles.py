@@ -136,7 +136,7 @@ def test_no_two_acts_wait_for_each_other(
     async def story() -> None:
         scene = Scene()
         await scene.set(emptied, is_forgotten="sweep" in names)
-        url = without(emptied.url, *PLANS)
+        url = without(emptied.direct_url, *PLANS)
         async with Stepped(url, name="first") as one, Stepped(url, name="second") as two:
             with emptied.connect(autocommit=False) as holder:
                 holder.execute("SELECT 1 FROM app.payment_requests WHERE id = 'b' FOR UPDATE")

@@ -96,7 +96,7 @@ class Planned(Database):
     """A Database whose statements are planned in one way, explained and in the end rolled back."""
 
     def __init__(self, database: postgres.Database, mode: Mode) -> None:
-        url = f"{database.url}?options=-cplan_cache_mode%3Dforce_{mode}_plan"
+        url = f"{database.direct_url}?options=-cplan_cache_mode%3Dforce_{mode}_plan"
         super().__init__(url, application_name="planned", lease_seconds=600)
         self.plans: list[Plan] = []
         self.parameters: list[dict[str, Any] | None] = []
