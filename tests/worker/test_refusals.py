@@ -1,0 +1,71 @@
+"""Rows that PostgreSQL refuses to write, in other ways than by a plain check or RAISE: the others are paid."""
+
+import asyncio
+
+import pytest
+
+from reconsup.demo.anvil import Anvil
+from reconsup.store import refusals
+from reconsup.store.errors import StoreUnavailable
+from tests.support.desk import LOCAL, open_shop
+from tests.support.postgres import Database
+from tests.worker.test_starvation import TRIGGER, _paid
+
+pytestmark = pytest.mark.service
+
+DEFERRED = TRIGGER.replace("TRIGGER theirs BEFORE", "CONSTRAINT TRIGGER theirs AFTER").replace(
+    "FOR EACH ROW", "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW"
+)
+RAISES = "RAISE EXCEPTION 'not with me'"
+# of the application's own, of classes that psycopg calls operational or internal, and of what is tried again elsewhere
+CODES = ("45000", "U0001", "55000", "XX000", "38000", "25006", "23503")
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_whatever_code_another_services_trigger_chose_only_its_row_is_left_out(
+    database: Database, anvil: Anvil, code: str
+) -> None:
+    """Seen to fail: a code of its own (45000, U0001) ended the worker, the others were taken for an absent database."""
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            ids = await _paid(shop, 5)
+            database.execute(TRIGGER.format(id=ids[0], act=f"{RAISES} USING ERRCODE = '{code}'"))
+            await shop.desk.look()
+            assert [shop.status(id_) for id_ in ids] == ["pending"] + ["confirmed"] * 4
+            assert shop.reasons(ids[0]) == ["row_failed"]
+
+    asyncio.run(run())
+
+
+def test_a_row_that_is_refused_only_at_commit_is_left_out_too(database: Database, anvil: Anvil) -> None:
+    """Seen to fail (StoreRejected, again and again) while constraints waited for the end of what is taken back."""
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            ids = await _paid(shop, 5)
+            database.execute(DEFERRED.format(id=ids[0], act=RAISES))
+            await shop.desk.look()
+            assert [shop.status(id_) for id_ in ids] == ["pending"] + ["confirmed"] * 4
+
+    asyncio.run(run())
+
+
+def test_a_row_whose_trigger_waits_in_vain_for_a_lock_is_not_to_blame(database: Database, anvil: Anvil) -> None:
+    """Seen to fail (the row is blamed) when that lock's time-out is taken for what the trigger has to say."""
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            (id_,) = await _paid(shop, 1)
+            database.execute("CREATE TABLE app.ledger_of_theirs AS SELECT 1 AS one")
+            waits = "PERFORM 1 FROM app.ledger_of_theirs FOR UPDATE NOWAIT"
+            database.execute(TRIGGER.format(id=id_, act=waits))
+            with database.connect() as other:
+                other.execute("BEGIN")
+                other.execute("SELECT 1 FROM app.ledger_of_theirs FOR UPDATE")
+                with pytest.raises(StoreUnavailable):
+                    await refusals.find(
+                        shop.desk.reconciler._databases[0], LOCAL, owner="me", lease_seconds=30.0, limit=10
+                    )
+
+    asyncio.run(run())
