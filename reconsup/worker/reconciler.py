@@ -8,7 +8,7 @@ it needs was scanned before.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -127,7 +127,12 @@ class Reconciler:
     async def _give_back(self) -> None:
         """Give back what may be leased without being known. Only between cycles: it takes all that this owner has."""
         if self._may_hold_leases:
-            await leases.release_requests(self._databases[0], self._duty.owner)
+            try:
+                await leases.release_requests(self._databases[0], self._duty.owner)
+            except (
+                StoreRejected
+            ) as error:  # a row that may not be written any more: it must not keep us from the others
+                self._log.warning("leases_left", error=str(error), todo="nothing: the leases' end frees them")
             self._may_hold_leases = False
         self._leases_held = 0
         self._cell.set_leases(0)
@@ -196,6 +201,11 @@ class Reconciler:
             refused = await refusals.find(database, network, **figures)
             if not 0 < len(refused) < refusals.FOUND_MAX:
                 raise
+        await self._leave_out(database, refused)
+        return None
+
+    async def _leave_out(self, database: Database, refused: Mapping[str, str]) -> None:
+        """Claim these rows no more for a while, and say what PostgreSQL says of them: id → its words."""
         self._refused.note(refused, time.monotonic())
         for id_, words in refused.items():
             metrics.ROW_FAILURES.inc(1, "refused")
@@ -203,7 +213,6 @@ class Reconciler:
                 "row_refused", request_id=id_, error=words, todo="PostgreSQL refuses to write this row: put it right"
             )
         await refusals.tell(database, refused, worker_id=self._duty.worker_id, owner=self._duty.owner)
-        return None
 
     def _hold(self, change: int) -> None:
         self._leases_held += change
@@ -255,11 +264,18 @@ class Reconciler:
     async def _write_failure(
         self, database: Database, batch: Batch, error: StoreRejected
     ) -> tuple[Outcomes, Persisted]:
-        """Note on the only row of a batch that PostgreSQL takes nothing of what we have to say of it."""
+        """Note on the only row of a batch that PostgreSQL takes nothing of what we have to say of it.
+
+        Not even that, where it may not be written any more since it was claimed: then its lease's end frees it.
+        """
         ids = [claim.request.id for claim in batch.claims]
         self._log.error("row_rejected", request_id=ids[0], error=str(error))
         outcomes: Outcomes = dict.fromkeys(ids, persist.Failure(f"failed: {error}"[:500]))
-        return outcomes, await persist.persist(database, batch, outcomes, worker_id=self._duty.worker_id)
+        try:
+            return outcomes, await persist.persist(database, batch, outcomes, worker_id=self._duty.worker_id)
+        except StoreRejected as refusal:
+            await self._leave_out(database, {ids[0]: str(refusal)})
+            return outcomes, Persisted(frozenset(), Counter())
 
     async def _admit(self, database: Database, batch: Batch) -> Batch:
         """Look up the past of requests that the scan has not met; the batch as it is after it."""

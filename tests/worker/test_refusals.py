@@ -1,12 +1,14 @@
 """Rows that PostgreSQL refuses to write, in other ways than by a plain check or RAISE: the others are paid."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from reconsup.demo.anvil import Anvil
 from reconsup.store import refusals
 from reconsup.store.errors import StoreUnavailable
+from reconsup.worker import reconciler
 from tests.support.desk import LOCAL, open_shop
 from tests.support.postgres import Database
 from tests.worker.test_starvation import TRIGGER, _paid
@@ -67,5 +69,60 @@ def test_a_row_whose_trigger_waits_in_vain_for_a_lock_is_not_to_blame(database: 
                     await refusals.find(
                         shop.desk.reconciler._databases[0], LOCAL, owner="me", lease_seconds=30.0, limit=10
                     )
+
+    asyncio.run(run())
+
+
+# rows that are refused only after they were claimed
+
+
+def test_a_row_that_may_be_claimed_but_not_decided_does_not_hold_back_the_others(
+    database: Database, anvil: Anvil
+) -> None:
+    """It is the oldest, so it is the first of every batch. Seen to fail (nobody is confirmed, ever) when the refusal
+    of its failure leaves the batch.
+    """
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            ids = await _paid(shop, 5)
+            database.execute(
+                "UPDATE app.payment_requests SET next_reconcile_at = now() - interval '1 hour' WHERE id = %s", [ids[0]]
+            )
+            trigger = TRIGGER.replace("BEFORE UPDATE ON", "BEFORE UPDATE OF status ON")
+            database.execute(trigger.format(id=ids[0], act=RAISES))
+            await shop.desk.look()
+            assert [shop.status(id_) for id_ in ids] == ["pending"] + ["confirmed"] * 4
+            assert shop.reasons(ids[0]) == ["row_failed"]
+
+    asyncio.run(run())
+
+
+def test_a_row_that_nobody_may_write_any_more_once_it_is_leased_does_not_hold_the_worker(
+    database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor may its lease be given back: another answer is lost, and still the worker goes on.
+
+    Seen to fail (StoreRejected at the beginning of each cycle, for ever) when the give-back insists.
+    """
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            ids = await _paid(shop, 5)
+            real = reconciler.decide
+
+            def deciding(*arguments: Any) -> Any:
+                database.execute(TRIGGER.format(id=ids[0], act=RAISES))
+                monkeypatch.setattr(reconciler, "decide", real)
+                return real(*arguments)
+
+            monkeypatch.setattr(reconciler, "decide", deciding)
+            await shop.desk.look()
+            assert [shop.status(id_) for id_ in ids] == ["pending"] + ["confirmed"] * 4
+            assert shop.row(ids[0])["reconcile_lease_owner"] == shop.desk.owner
+            shop.desk.reconciler._may_hold_leases = True
+            more = await _paid(shop, 2)
+            await shop.desk.look()
+            assert [shop.status(id_) for id_ in more] == ["confirmed"] * 2
 
     asyncio.run(run())
