@@ -168,6 +168,7 @@ class Database:
                     prepare_threshold=None,
                     connect_timeout=CONNECT_SECONDS,
                     application_name=self._application_name,
+                    client_encoding="UTF8",  # what lists are sent in, see adapters
                     tcp_user_timeout=int(self._wait_seconds * 2000),
                     keepalives_idle=max(1, int(self._wait_seconds)),
                 )
