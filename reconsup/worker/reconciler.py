@@ -199,7 +199,7 @@ class Reconciler:
             return await leases.claim(database, network, **figures)
         except StoreRejected:
             refused = await refusals.find(database, network, **figures)
-            if not 0 < len(refused) < refusals.FOUND_MAX:
+            if not refused:
                 raise
         await self._leave_out(database, refused)
         return None

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from reconsup.payments.decision import Look
-from reconsup.store.database import Database as Connected
 from tests.support.ledgers import MONEY_MAX, Emptied, store
 from tests.support.postgres import Database
 
@@ -73,7 +72,7 @@ def test_letters_arrive_also_in_a_database_that_keeps_them_in_another_encoding(d
     database.execute(f'ALTER DATABASE "{database.name}" SET client_encoding = LATIN1')
 
     async def story() -> list[Any]:
-        async with Connected(database.url, application_name="reconsup/0", lease_seconds=3) as worker:
+        async with store(database) as worker:
             return await worker.fetch("SELECT (%(list)s::text[])[1] = %(one)s AS same", {"list": ["ü"], "one": "ü"})
 
     ((is_same,),) = asyncio.run(story())
