@@ -112,7 +112,7 @@ class Reconciler:
         self._cycles += 1
         found = _Cycle()
         rejected: StoreRejected | None = None
-        for network in self._duty.policies:
+        for network in self._in_turn():
             if self._is_served(network) and not self._pause.is_stopping:
                 try:
                     found = found.and_then(await self._look_at(network))
@@ -123,6 +123,12 @@ class Reconciler:
         self._may_hold_leases = found.is_lost  # what was too slow may still be ours
         await self._give_back()
         return found.has_more
+
+    def _in_turn(self) -> list[Network]:
+        """The networks, another one first in each cycle: one that ends a cycle early must not stand before the others."""
+        networks = list(self._duty.policies)
+        first = self._cycles % max(1, len(networks))
+        return networks[first:] + networks[:first]
 
     async def _give_back(self) -> None:
         """Give back what may be leased without being known. Only between cycles: it takes all that this owner has."""
