@@ -206,8 +206,11 @@ class Transaction:
         await self._database._send(self._connection, sql, parameters)
 
     async def attempt(self, sql: LiteralString, parameters: dict[str, Any]) -> str | None:
-        """Run a statement and take it back; None, or in PostgreSQL's words why it refuses a value in it."""
-        await self._connection.execute("SAVEPOINT attempt")
+        """Run a statement and take it back; None, or in PostgreSQL's words why it refuses a value in it.
+
+        Also what would be refused at COMMIT only: constraints do not wait for it here.
+        """
+        await self._connection.execute("SAVEPOINT attempt; SET CONSTRAINTS ALL IMMEDIATE")
         try:
             await self._database._send(self._connection, sql, parameters)
         except psycopg.Error as error:

@@ -42,7 +42,6 @@ async def find(
     }
 
     async def work(transaction: Transaction) -> dict[str, str]:
-        await transaction.send("SET CONSTRAINTS ALL IMMEDIATE")  # what waits for COMMIT is not met before a savepoint
         rows = await transaction.rows(_SUSPECTS if suspects else _ORDINARY, parameters)
         parts = [[str(id_) for (id_,) in rows]]
         refused: dict[str, str] = {}
