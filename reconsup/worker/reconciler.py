@@ -125,7 +125,7 @@ class Reconciler:
         return found.has_more
 
     def _in_turn(self) -> list[Network]:
-        """The networks, another one first in each cycle: one that ends a cycle early must not stand before the others."""
+        """The networks, another one first in each cycle: what ends a cycle early must not always be before the rest."""
         networks = list(self._duty.policies)
         first = self._cycles % max(1, len(networks))
         return networks[first:] + networks[:first]
@@ -261,11 +261,19 @@ class Reconciler:
     async def _look_before_expiry(
         self, database: Database, batch: Batch, outcomes: Outcomes, policy: Policy
     ) -> Outcomes:
-        """Expiry is for good, so what the tail holds for these rows is asked once more, and all decided again."""
+        """Expiry is for good, so what the tail holds for these rows is asked once more, and all decided again.
+
+        One whose end was reached only meanwhile was not asked about: it is left undecided, to be handed back due.
+        """
         expiring = tuple(claim for claim in batch.claims if _expires(claim, outcomes))
         await admission.look_again(database, replace(batch, claims=expiring))
         seen = await self._view(database, batch, policy)
-        return {} if seen is None else self._decide(batch, seen, policy)
+        decided = {} if seen is None else self._decide(batch, seen, policy)
+        asked = {claim.request.id for claim in expiring}
+        for claim in batch.claims:
+            if _expires(claim, decided) and claim.request.id not in asked:
+                del decided[claim.request.id]
+        return decided
 
     async def _write_failure(
         self, database: Database, batch: Batch, error: StoreRejected
