@@ -20,7 +20,7 @@ from reconsup.monitor import metrics
 from reconsup.payments.request import Network
 from reconsup.store import leases
 from reconsup.store.database import Database
-from reconsup.store.errors import SchemaBehind, StoreUnavailable
+from reconsup.store.errors import SchemaBehind, StoreRejected, StoreUnavailable
 
 SWEEP_SECONDS = 600.0
 LOOK_SECONDS = 1.0  # a look at shared memory, in case a ring was missed
@@ -81,13 +81,23 @@ class Janitor:
 
     async def _bury(self, death: Death) -> None:
         started_at = time.monotonic()
-        released = await leases.bury(
-            self._database,
-            incarnation=death.incarnation,
-            owner=death.owner,
-            row=death.row,
-            is_charged=death.is_charged,
-        )
+        try:
+            released = await leases.bury(
+                self._database,
+                incarnation=death.incarnation,
+                owner=death.owner,
+                row=death.row,
+                is_charged=death.is_charged,
+            )
+        except StoreRejected as error:  # of a row that may not be written any more; the next dead must not wait for it
+            self._seat.scoreboard.acknowledge(death.index)
+            log.warning(
+                "leases_left",
+                dead=death.owner,
+                error=str(error),
+                todo="nothing: the leases' end frees all but that row",
+            )
+            return
         self._seat.scoreboard.acknowledge(death.index)
         for id_ in released.set_aside:
             metrics.ROW_FAILURES.inc(1, "set_aside")
@@ -115,7 +125,11 @@ class Janitor:
         self._sweep_at = (
             time.monotonic() + self._sweep_seconds
         )  # also if it fails: it may be too much for this database
-        swept = await leases.sweep(self._database, self._networks)
+        try:
+            swept = await leases.sweep(self._database, self._networks)
+        except StoreRejected as error:
+            log.warning("requests_not_swept", error=str(error), todo="PostgreSQL refuses to write a row: put it right")
+            return
         if swept:
             # somebody changed them by hand: nothing would have looked at them again
             log.warning("requests_swept", requests=swept)

@@ -40,6 +40,9 @@ T = TypeVar("T")
 
 _RETRIED = (errors.DeadlockDetected, errors.LockNotAvailable, errors.ForeignKeyViolation)
 
+# Classes of SQLSTATE: connection, transaction rollback, resources, operator intervention, system; "" is libpq's own.
+_BEFALLING = ("", "08", "40", "53", "57", "58")
+
 # The server's words for "I am here, but not for you"; libpq gives a failed connection no SQLSTATE.
 _REFUSALS = (
     "authentication failed",
@@ -125,6 +128,8 @@ class Database:
                 return await self._bounded(work)
             except _RETRIED as error:
                 if attempt == RETRIES_MAX or time.monotonic() > give_up_at:
+                    if isinstance(error, errors.ForeignKeyViolation):  # nobody was in the way: it stays like that
+                        raise StoreRejected(_first_line(error)) from error
                     raise StoreUnavailable(f"others were in the way for too long ({error.sqlstate})") from error
                 await asyncio.sleep(RETRY_SECONDS * 2**attempt * (0.5 + random.random()))  # noqa: S311 - jitter
         raise AssertionError("unreachable")
@@ -139,15 +144,10 @@ class Database:
         except _RETRIED:
             await self._roll_back(connection)
             raise
-        except psycopg.ProgrammingError as error:
-            await self._roll_back(connection)
-            raise _translated(error) from error
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
-            await self._roll_back(connection)
-            raise StoreRejected(_first_line(error)) from error
-        except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, TimeoutError) as error:
-            await self.close()
-            raise StoreUnavailable(_first_line(error) or "PostgreSQL does not answer") from error
+        except (psycopg.Error, TimeoutError) as error:
+            meaning = _translated(error)
+            await (self.close() if type(meaning) is StoreUnavailable else self._roll_back(connection))
+            raise meaning from error
         except asyncio.CancelledError:
             await self.close()  # the answer to what was sent is not coming: do not reuse the connection
             raise
@@ -168,6 +168,7 @@ class Database:
                     prepare_threshold=None,
                     connect_timeout=CONNECT_SECONDS,
                     application_name=self._application_name,
+                    client_encoding="UTF8",  # what lists are sent in, see adapters
                     tcp_user_timeout=int(self._wait_seconds * 2000),
                     keepalives_idle=max(1, int(self._wait_seconds)),
                 )
@@ -205,13 +206,14 @@ class Transaction:
         await self._database._send(self._connection, sql, parameters)
 
     async def attempt(self, sql: LiteralString, parameters: dict[str, Any]) -> str | None:
-        """Run a statement and take it back; None, or in PostgreSQL's words why it refuses a value in it."""
-        await self._connection.execute("SAVEPOINT attempt")
+        """Run a statement and take it back; None, or in PostgreSQL's words why it refuses a value in it.
+
+        Also what would be refused at COMMIT only: constraints do not wait for it here.
+        """
+        await self._connection.execute("SAVEPOINT attempt; SET CONSTRAINTS ALL IMMEDIATE")
         try:
             await self._database._send(self._connection, sql, parameters)
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
-            return _first_line(error)
-        except psycopg.ProgrammingError as error:
+        except psycopg.Error as error:
             if not isinstance(_translated(error), StoreRejected):
                 raise
             return _first_line(error)
@@ -225,15 +227,31 @@ class Transaction:
         return await (await self._database._send(self._connection, sql, parameters)).fetchall()
 
 
-def _translated(error: psycopg.ProgrammingError) -> Exception:
+def _translated(error: psycopg.Error | TimeoutError) -> Exception:
     """What an error in a statement of ours means; one that we know no reason for is our own mistake, and stays."""
-    if error.diag.context or isinstance(error, errors.RaiseException):
-        return StoreRejected(_first_line(error))  # raised in a function: somebody's trigger
+    text = _first_line(error)
+    if isinstance(error, psycopg.DataError | psycopg.IntegrityError) or _is_raised(error):
+        return StoreRejected(text)
     if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName):
-        return SchemaBehind(f"{_first_line(error)}: run `reconsup migrate`")
+        return SchemaBehind(f"{text}: run `reconsup migrate`")
     if isinstance(error, errors.InsufficientPrivilege):
-        return StoreRefused(_first_line(error))
-    return error
+        return StoreRefused(text)
+    if isinstance(error, psycopg.ProgrammingError):
+        return error
+    return StoreUnavailable(text or "PostgreSQL does not answer")
+
+
+def _is_raised(error: psycopg.Error | TimeoutError) -> bool:
+    """Whether it was raised in a function, that is in somebody's trigger, whatever code was chosen for it.
+
+    Not what befalls any statement at any time, also one of a trigger: somebody is in the way, its time is up, the
+    server goes down or is full.
+    """
+    if not isinstance(error, psycopg.Error) or isinstance(error, errors.LockNotAvailable):
+        return False
+    if (error.sqlstate or "")[:2] in _BEFALLING:
+        return False
+    return bool(error.diag.context) or isinstance(error, errors.RaiseException)
 
 
 # One message, so that there is no moment at which the transaction is open without its time-outs. The lock's must be

@@ -4,7 +4,8 @@ A lease is (owner, epoch). Every grant raises the epoch, nothing ever lowers it,
 both: a worker that lost its lease cannot write, whatever it believes. Clocks are the database's. Statuses in the
 claim are literals, so that the partial index can always be proven to apply.
 
-Lock order here as everywhere: cursor, then spans, then requests in id order. Only the claim skips locked rows.
+Lock order here as everywhere: cursor, then spans, then requests in id order. Only the claim skips locked rows, and
+a give-back that has waited in vain.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from typing import LiteralString, TypedDict
 
 from reconsup.payments.request import Network, PaymentRequest, Status
 from reconsup.store.database import Database, Row, Transaction
+from reconsup.store.errors import StoreUnavailable
 
 TRUST_MARGIN_SECONDS_MIN = 0.05
 DEATHS_ALONE_MAX = 3
@@ -146,8 +148,15 @@ async def release(database: Database, owner: str) -> Released:
 
 
 async def release_requests(database: Database, owner: str) -> int:
-    """Give back the request leases of an owner that goes on working (an answer of the database was lost)."""
-    return len(await database.fetch(_RELEASE, {"owner": owner}))
+    """Give back the request leases of an owner that goes on working (an answer of the database was lost).
+
+    Who has them locked is most likely what was sent before, so that is waited for; but not always: somebody's forgotten
+    transaction would keep the owner from all other rows. What is locked for so long, its lease's end frees.
+    """
+    try:
+        return len(await database.fetch(_RELEASE, {"owner": owner}))
+    except StoreUnavailable:
+        return len(await database.fetch(_RELEASE_UNLOCKED, {"owner": owner}))
 
 
 async def bury(
@@ -312,25 +321,23 @@ UPDATE app.chain_spans SET lease_owner = NULL, lease_until = NULL WHERE lease_ow
 _HELD: LiteralString = """
 WITH held AS MATERIALIZED (
   SELECT id FROM app.payment_requests WHERE reconcile_lease_owner = %(owner)s
-  ORDER BY id FOR NO KEY UPDATE)
-"""
-_RELEASE: LiteralString = (
-    _HELD
-    + """
+  ORDER BY id FOR NO KEY UPDATE"""
+_GIVE_BACK: LiteralString = """)
 UPDATE app.payment_requests r
 SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL,
     next_reconcile_at = LEAST(r.next_reconcile_at, now())
 WHERE r.id = ANY (ARRAY(SELECT id FROM held))
 RETURNING r.id
 """
-)
+_RELEASE: LiteralString = _HELD + _GIVE_BACK
+_RELEASE_UNLOCKED: LiteralString = _HELD + " SKIP LOCKED" + _GIVE_BACK
 # With the one that is charged now, if it is.
 _DEATHS: LiteralString = """ r.reconcile_crashes + (
       %(is_charged)s AND (%(row)s::text IS NULL OR r.id = %(row)s
                           OR NOT EXISTS (SELECT FROM held WHERE id = %(row)s)))::int"""
 _BURY: LiteralString = (
     _HELD
-    + """
+    + """)
 UPDATE app.payment_requests r
 SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL,
     reconcile_crashes ="""

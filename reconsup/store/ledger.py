@@ -2,7 +2,7 @@
 
 Both are one READ COMMITTED transaction of several statements, never one statement: each later one needs a snapshot
 taken after the cursor's row lock was had. The commit updates the cursor and then joins; an admission (store.admission)
-shares the cursor and then joins. So whichever comes second sees the other's rows, and no payment falls between them.
+locks the cursor and then joins. So whichever comes second sees the other's rows, and no payment falls between them.
 A fenced scanner changes no cursor row, sends nothing more and commits nothing.
 
 Lock order: cursor, then spans, then requests in id order, then settlements.

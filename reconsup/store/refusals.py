@@ -14,7 +14,7 @@ from reconsup.payments.request import Network
 from reconsup.store.database import Database, Transaction
 from reconsup.store.leases import CANDIDATES, GRANT, LIMITED, ORDINARY, SUSPECT
 
-FOUND_MAX = 16  # more at once is no row's fault: somebody locked the table against us
+FOUND_MAX = 16  # more are found at the next claim
 
 
 async def find(
@@ -29,7 +29,8 @@ async def find(
 ) -> dict[str, str]:
     """Which of the rows that such a claim would lease PostgreSQL refuses to write: id → its words.
 
-    At most FOUND_MAX. Tries the claim's own UPDATE on ever smaller parts of the batch, each taken back at once.
+    At most FOUND_MAX; none where so many are refused and no row was met that is not: that is no row's fault, somebody
+    locked the table against us. Tries the claim's own UPDATE on ever smaller parts of the batch, each taken back.
     """
     parameters = {
         "chain": network.chain,
@@ -44,16 +45,22 @@ async def find(
         rows = await transaction.rows(_SUSPECTS if suspects else _ORDINARY, parameters)
         parts = [[str(id_) for (id_,) in rows]]
         refused: dict[str, str] = {}
+        is_some_writable = False
         while parts and len(refused) < FOUND_MAX:
             part = parts.pop()
             words = await transaction.attempt(_TRY, parameters | {"ids": part})
             if words is None:
-                continue
-            if len(part) == 1:
+                is_some_writable = True
+            elif len(part) == 1:
                 refused[part[0]] = words
             else:
                 parts += [part[len(part) // 2 :], part[: len(part) // 2]]
-        return refused
+        if len(refused) < FOUND_MAX or is_some_writable:
+            return refused
+        for part in parts:  # one of each that was not come to
+            if await transaction.attempt(_TRY, parameters | {"ids": part[-1:]}) is None:
+                return refused
+        return {}
 
     return await database.transact(work)
 

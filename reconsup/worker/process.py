@@ -23,7 +23,7 @@ from reconsup.payments.request import ETHEREUM, Network
 from reconsup.settings import Settings
 from reconsup.store import leases
 from reconsup.store.database import Database
-from reconsup.store.errors import SchemaBehind, StoreUnavailable
+from reconsup.store.errors import SchemaBehind, StoreRejected, StoreUnavailable
 from reconsup.store.persist import Against
 from reconsup.worker.pause import Pauses
 from reconsup.worker.reconciler import PROBE_SECONDS, Duty, Reconciler
@@ -180,11 +180,12 @@ class _Worker:
     async def _give_back(self, database: Database) -> int:
         """Release what is still leased, the drain's last act; the exit code.
 
-        If the database is away the janitor is to try again: 69 tells the supervisor that something is left.
+        If the database is away, or refuses one of the rows, the janitor is to try again: 69 tells the supervisor that
+        something is left.
         """
         try:
             released = await leases.release(database, self._seat.owner)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StoreRejected) as error:
             self._log.warning(
                 "leases_left", error=str(error), todo="nothing: the janitor or the leases' end frees them"
             )

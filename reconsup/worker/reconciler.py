@@ -8,7 +8,7 @@ it needs was scanned before.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -112,7 +112,7 @@ class Reconciler:
         self._cycles += 1
         found = _Cycle()
         rejected: StoreRejected | None = None
-        for network in self._duty.policies:
+        for network in self._in_turn():
             if self._is_served(network) and not self._pause.is_stopping:
                 try:
                     found = found.and_then(await self._look_at(network))
@@ -124,10 +124,21 @@ class Reconciler:
         await self._give_back()
         return found.has_more
 
+    def _in_turn(self) -> list[Network]:
+        """The networks, another one first in each cycle: what ends a cycle early must not always be before the rest."""
+        networks = list(self._duty.policies)
+        first = self._cycles % max(1, len(networks))
+        return networks[first:] + networks[:first]
+
     async def _give_back(self) -> None:
         """Give back what may be leased without being known. Only between cycles: it takes all that this owner has."""
         if self._may_hold_leases:
-            await leases.release_requests(self._databases[0], self._duty.owner)
+            try:
+                await leases.release_requests(self._databases[0], self._duty.owner)
+            except (
+                StoreRejected
+            ) as error:  # a row that may not be written any more: it must not keep us from the others
+                self._log.warning("leases_left", error=str(error), todo="nothing: the leases' end frees them")
             self._may_hold_leases = False
         self._leases_held = 0
         self._cell.set_leases(0)
@@ -194,8 +205,13 @@ class Reconciler:
             return await leases.claim(database, network, **figures)
         except StoreRejected:
             refused = await refusals.find(database, network, **figures)
-            if not 0 < len(refused) < refusals.FOUND_MAX:
+            if not refused:
                 raise
+        await self._leave_out(database, refused)
+        return None
+
+    async def _leave_out(self, database: Database, refused: Mapping[str, str]) -> None:
+        """Claim these rows no more for a while, and say what PostgreSQL says of them: id → its words."""
         self._refused.note(refused, time.monotonic())
         for id_, words in refused.items():
             metrics.ROW_FAILURES.inc(1, "refused")
@@ -203,7 +219,6 @@ class Reconciler:
                 "row_refused", request_id=id_, error=words, todo="PostgreSQL refuses to write this row: put it right"
             )
         await refusals.tell(database, refused, worker_id=self._duty.worker_id, owner=self._duty.owner)
-        return None
 
     def _hold(self, change: int) -> None:
         self._leases_held += change
@@ -246,20 +261,35 @@ class Reconciler:
     async def _look_before_expiry(
         self, database: Database, batch: Batch, outcomes: Outcomes, policy: Policy
     ) -> Outcomes:
-        """Expiry is for good, so what the tail holds for these rows is asked once more, and all decided again."""
+        """Expiry is for good, so what the tail holds for these rows is asked once more, and all decided again.
+
+        One whose end was reached only meanwhile was not asked about: it is left undecided, to be handed back due.
+        """
         expiring = tuple(claim for claim in batch.claims if _expires(claim, outcomes))
         await admission.look_again(database, replace(batch, claims=expiring))
         seen = await self._view(database, batch, policy)
-        return {} if seen is None else self._decide(batch, seen, policy)
+        decided = {} if seen is None else self._decide(batch, seen, policy)
+        asked = {claim.request.id for claim in expiring}
+        for claim in batch.claims:
+            if _expires(claim, decided) and claim.request.id not in asked:
+                del decided[claim.request.id]
+        return decided
 
     async def _write_failure(
         self, database: Database, batch: Batch, error: StoreRejected
     ) -> tuple[Outcomes, Persisted]:
-        """Note on the only row of a batch that PostgreSQL takes nothing of what we have to say of it."""
+        """Note on the only row of a batch that PostgreSQL takes nothing of what we have to say of it.
+
+        Not even that, where it may not be written any more since it was claimed: then its lease's end frees it.
+        """
         ids = [claim.request.id for claim in batch.claims]
         self._log.error("row_rejected", request_id=ids[0], error=str(error))
         outcomes: Outcomes = dict.fromkeys(ids, persist.Failure(f"failed: {error}"[:500]))
-        return outcomes, await persist.persist(database, batch, outcomes, worker_id=self._duty.worker_id)
+        try:
+            return outcomes, await persist.persist(database, batch, outcomes, worker_id=self._duty.worker_id)
+        except StoreRejected as refusal:
+            await self._leave_out(database, {ids[0]: str(refusal)})
+            return outcomes, Persisted(frozenset(), Counter())
 
     async def _admit(self, database: Database, batch: Batch) -> Batch:
         """Look up the past of requests that the scan has not met; the batch as it is after it."""

@@ -242,3 +242,29 @@ def test_it_sweeps_only_when_it_is_time(database: Fresh, monkeypatch: pytest.Mon
     with_janitor(new_seat(), database.url, once, sweep_seconds=600)
 
     assert database.fetch("SELECT next_reconcile_at FROM app.payment_requests") == [(None,)]
+
+
+def test_a_row_that_nobody_may_write_does_not_keep_the_janitor_from_the_next_dead(database: Fresh) -> None:
+    """Nor does it end the monitor. Seen to fail (StoreRejected leaves the loop) when only absence is expected."""
+    seat = new_seat()
+    refused = leased(database, f"host-0#{DEAD}")
+    leased(database, f"host-1#{LIVING}")
+    die(seat, 0, DEAD)
+    die(seat, 1, LIVING)
+    _refuse(database, refused)
+    with_janitor(seat, database.url, once)
+    assert owners(database) == [f"host-0#{DEAD}", None]
+    assert seat.scoreboard.dead() == []
+
+
+def test_a_sweep_that_is_refused_does_not_end_the_monitor(database: Fresh, capfd: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail (StoreRejected leaves the loop) when only absence is expected."""
+    with database.connect() as connection:
+        _refuse(database, insert_request(connection, next_reconcile_at=None))
+    with_janitor(new_seat(), database.url, once, sweep_seconds=0)
+    assert "requests_not_swept" in capfd.readouterr().out
+
+
+def _refuse(database: Fresh, id_: str) -> None:
+    """Let PostgreSQL refuse every UPDATE of a row, as a check does that the row broke before it was made."""
+    database.execute(f"ALTER TABLE app.payment_requests ADD CONSTRAINT theirs CHECK (id <> '{id_}') NOT VALID")

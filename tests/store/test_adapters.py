@@ -9,6 +9,7 @@ import pytest
 
 from reconsup.payments.decision import Look
 from tests.support.ledgers import MONEY_MAX, Emptied, store
+from tests.support.postgres import Database
 
 pytestmark = pytest.mark.service
 
@@ -61,3 +62,18 @@ def test_a_number_that_json_does_not_know_never_becomes_a_look() -> None:
     """As null it would mean: never. Seen to fail without the assertion in Look."""
     with pytest.raises(AssertionError):
         Look(seconds=math.nan)
+
+
+def test_letters_arrive_also_in_a_database_that_keeps_them_in_another_encoding(database: Database) -> None:
+    """JSON is UTF-8, whatever the database or the environment wants to speak.
+
+    Seen to fail (`Ã¼` for `ü`: a request with such an id was never written again) without the encoding at connect.
+    """
+    database.execute(f'ALTER DATABASE "{database.name}" SET client_encoding = LATIN1')
+
+    async def story() -> list[Any]:
+        async with store(database) as worker:
+            return await worker.fetch("SELECT (%(list)s::text[])[1] = %(one)s AS same", {"list": ["ü"], "one": "ü"})
+
+    ((is_same,),) = asyncio.run(story())
+    assert is_same

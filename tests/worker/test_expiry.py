@@ -3,10 +3,12 @@
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from reconsup.demo.anvil import Anvil
+from reconsup.worker import reconciler
 from tests.support.desk import ETHER, POLICY, Shop, open_shop, without
 from tests.support.postgres import Database
 
@@ -259,6 +261,43 @@ def test_a_payment_that_became_its_own_after_the_block_was_read_is_found_before_
             database.execute("UPDATE app.payment_requests SET token_contract = %s WHERE id = %s", [right, id_])
             await let_it_end(shop, id_)
             await shop.work()
+            await shop.work()
+            assert shop.status(id_) == "confirmed"
+
+    asyncio.run(run())
+
+
+def test_a_request_whose_end_is_reached_while_another_expires_is_looked_at_once_more_too(
+    database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not over in the first view, but is in the second, which is taken after the tail was asked for the other.
+
+    Seen to fail (expired, paid in time) when the second view's decisions are all written.
+    """
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            now = await shop.now()
+            other = await ending_soon(shop)
+            id_ = await shop.request(created_at=now, expires_at=now + 2 * SOON)
+            await shop.work()
+            await shop.pay(id_)
+            await shop.desk.scan()
+            database.execute("DELETE FROM app.payment_request_settlements")
+            await let_it_end(shop, other)
+            await shop.desk.scan()
+            real = reconciler.admission.look_again
+
+            async def look_again(*arguments: Any) -> None:
+                await real(*arguments)
+                monkeypatch.setattr(reconciler.admission, "look_again", real)
+                await let_it_end(shop, id_)
+                await shop.desk.scan()
+
+            monkeypatch.setattr(reconciler.admission, "look_again", look_again)
+            shop.make_due()
+            await shop.desk.look()
+            assert shop.status(other) == "expired"
             await shop.work()
             assert shop.status(id_) == "confirmed"
 

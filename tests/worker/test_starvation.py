@@ -8,10 +8,11 @@ import pytest
 
 from reconsup.demo.anvil import Anvil
 from reconsup.payments.request import Network
-from reconsup.store.errors import StoreRejected
+from reconsup.store.errors import StoreRejected, StoreUnavailable
 from reconsup.worker import reconciler
 from tests.support.desk import LOCAL, POLICY, Shop, open_shop
 from tests.support.postgres import Database
+from tests.support.stepped import until
 from tests.worker.test_rows import seconds_until_next_look
 from tests.worker.test_trust import Slow
 
@@ -137,20 +138,84 @@ def test_a_network_whose_rows_cannot_be_written_does_not_hold_back_another(datab
             for _ in range(20):
                 await shop.request(network=elsewhere.name)
             (id_,) = await _paid(shop, 1)
-            database.execute(
-                "INSERT INTO app.chain_cursors"
-                " (chain, network, chain_id, genesis_hash, next_height, tip_hash, tip_time, tail_start)"
-                " SELECT chain, 'elsewhere', chain_id, genesis_hash, next_height, tip_hash, tip_time, tail_start"
-                " FROM app.chain_cursors"
-            )
+            _serve_first(shop, elsewhere)
             database.execute(
                 "ALTER TABLE app.payment_requests ADD CONSTRAINT theirs CHECK (network <> 'elsewhere') NOT VALID"
             )
-            duty = replace(shop.desk.duty, policies={elsewhere: POLICY, LOCAL: POLICY})
-            shop.desk.reconciler._duty = duty
             with pytest.raises(StoreRejected):
                 await shop.desk.reconciler.look_around()
             assert shop.status(id_) == "confirmed"
+
+    asyncio.run(run())
+
+
+def _serve_first(shop: Shop, network: Network) -> None:
+    """Let the worker look at this network, too, and before the other."""
+    shop.database.execute(
+        "INSERT INTO app.chain_cursors"
+        " (chain, network, chain_id, genesis_hash, next_height, tip_hash, tip_time, tail_start)"
+        " SELECT chain, %s, chain_id, genesis_hash, next_height, tip_hash, tip_time, tail_start"
+        " FROM app.chain_cursors",
+        [network.name],
+    )
+    shop.desk.reconciler._duty = replace(shop.desk.duty, policies={network: POLICY, LOCAL: POLICY})
+
+
+# somebody who holds a lock and does not let go: a forgotten transaction
+
+
+def test_a_network_whose_cursor_somebody_has_locked_does_not_hold_back_another(
+    database: Database, anvil: Anvil
+) -> None:
+    """Seen to fail (nobody is confirmed, as long as that lasts) when each cycle begins with the same network."""
+    elsewhere = Network("ethereum", "elsewhere")
+
+    async def run() -> None:
+        async with open_shop(database, anvil, lease_seconds=2.0) as shop:
+            await shop.request(network=elsewhere.name)
+            (id_,) = await _paid(shop, 1)
+            _serve_first(shop, elsewhere)
+            with database.connect() as somebody:
+                somebody.execute("BEGIN")
+                somebody.execute("SELECT 1 FROM app.chain_cursors WHERE network = 'elsewhere' FOR UPDATE")
+                for _ in range(2):
+                    with pytest.raises(StoreUnavailable):
+                        await shop.desk.reconciler.look_around()
+                assert shop.status(id_) == "confirmed"
+
+    asyncio.run(run())
+
+
+def test_a_leased_row_that_somebody_has_locked_does_not_hold_the_worker(
+    database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its batch cannot be written; but then the others of it are given back, and claimed again without that row.
+
+    Seen to fail (the worker does nothing, as long as that lasts) when the give-back waits for the row each time.
+    """
+
+    async def run() -> None:
+        async with open_shop(database, anvil, lease_seconds=2.0) as shop:
+            ids = await _paid(shop, 3)
+            real = reconciler.decide
+            with database.connect() as somebody:
+
+                def deciding(*arguments: Any) -> Any:
+                    monkeypatch.setattr(reconciler, "decide", real)
+                    somebody.execute("BEGIN")
+                    somebody.execute("SELECT 1 FROM app.payment_requests WHERE id = %s FOR UPDATE", [ids[0]])
+                    return real(*arguments)
+
+                monkeypatch.setattr(reconciler, "decide", deciding)
+                with pytest.raises(StoreUnavailable):
+                    await shop.desk.reconciler.look_around()
+                await shop.desk.look()
+                assert [shop.status(id_) for id_ in ids] == ["pending", "confirmed", "confirmed"]
+                somebody.execute("COMMIT")
+            ended = "SELECT 1 FROM app.payment_requests WHERE id = %s AND reconcile_lease_until < now()"
+            await until(database.url, ended, ids[0])
+            await shop.desk.look()
+            assert shop.status(ids[0]) == "confirmed"
 
     asyncio.run(run())
 
