@@ -14,7 +14,7 @@ from reconsup.payments.request import Network
 from reconsup.store.database import Database, Transaction
 from reconsup.store.leases import CANDIDATES, GRANT, LIMITED, ORDINARY, SUSPECT
 
-FOUND_MAX = 16  # more are found at the next claim
+FOUND_MAX = 16
 
 
 async def find(
@@ -29,8 +29,8 @@ async def find(
 ) -> dict[str, str]:
     """Which of the rows that such a claim would lease PostgreSQL refuses to write: id → its words.
 
-    At most FOUND_MAX; none where so many are refused and no row was met that is not: that is no row's fault, somebody
-    locked the table against us. Tries the claim's own UPDATE on ever smaller parts of the batch, each taken back.
+    At most FOUND_MAX; there may be more. None at all where it takes no row of the network: then it is no row's fault,
+    somebody locked the table against us. Tries the claim's own UPDATE, and takes each try back at once.
     """
     parameters = {
         "chain": network.chain,
@@ -43,26 +43,36 @@ async def find(
 
     async def work(transaction: Transaction) -> dict[str, str]:
         rows = await transaction.rows(_SUSPECTS if suspects else _ORDINARY, parameters)
-        parts = [[str(id_) for (id_,) in rows]]
-        refused: dict[str, str] = {}
-        is_some_writable = False
-        while parts and len(refused) < FOUND_MAX:
-            part = parts.pop()
-            words = await transaction.attempt(_TRY, parameters | {"ids": part})
-            if words is None:
-                is_some_writable = True
-            elif len(part) == 1:
-                refused[part[0]] = words
-            else:
-                parts += [part[len(part) // 2 :], part[: len(part) // 2]]
-        if len(refused) < FOUND_MAX or is_some_writable:
+        refused = await among(transaction, _TRY, parameters, [str(id_) for (id_,) in rows])
+        if len(refused) < FOUND_MAX:
             return refused
-        for part in parts:  # one of each that was not come to
-            if await transaction.attempt(_TRY, parameters | {"ids": part[-1:]}) is None:
+        for (id_,) in [*rows[-FOUND_MAX:], *await transaction.rows(_FAR_FROM_DUE, parameters | {"limit": FOUND_MAX})]:
+            if await transaction.attempt(_TRY, parameters | {"ids": [id_]}) is None:
                 return refused
         return {}
 
     return await database.transact(work)
+
+
+async def among(
+    transaction: Transaction, sql: LiteralString, parameters: Mapping[str, object], ids: Sequence[str]
+) -> dict[str, str]:
+    """Which rows make PostgreSQL refuse a statement on `ids`: id → its words; at most FOUND_MAX.
+
+    Tries the statement on ever smaller parts of them, each taken back at once.
+    """
+    parts = [list(ids)]
+    refused: dict[str, str] = {}
+    while parts and len(refused) < FOUND_MAX:
+        part = parts.pop()
+        words = await transaction.attempt(sql, {**parameters, "ids": part})
+        if words is None:
+            continue
+        if len(part) == 1:
+            refused[part[0]] = words
+        else:
+            parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+    return refused
 
 
 async def tell(database: Database, refused: Mapping[str, str], *, worker_id: str, owner: str) -> None:
@@ -81,6 +91,14 @@ async def tell(database: Database, refused: Mapping[str, str], *, worker_id: str
 _DUE: LiteralString = LIMITED + "SELECT id FROM candidates"
 _ORDINARY: LiteralString = CANDIDATES + ORDINARY + _DUE
 _SUSPECTS: LiteralString = CANDIDATES + SUSPECT + _DUE
+# Rows that cannot be written stay due and gather before all others. Those at the other end say whether any row can be.
+_FAR_FROM_DUE: LiteralString = """
+SELECT id FROM app.payment_requests
+WHERE chain = %(chain)s AND network = %(network)s AND next_reconcile_at IS NOT NULL
+  AND status IN ('pending', 'detected', 'confirmed', 'reorged', 'expired')
+ORDER BY next_reconcile_at DESC, created_at DESC, id DESC
+LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
+"""
 _TRY: LiteralString = GRANT + "WHERE r.id = ANY (%(ids)s::text[])"
 _TELL: LiteralString = """
 INSERT INTO app.payment_request_transitions

@@ -107,6 +107,28 @@ def test_a_row_that_broke_a_rule_before_the_rule_was_made_is_left_out_ever_longe
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("batch_size", [100, 20])
+def test_forty_rows_that_broke_a_rule_before_the_rule_was_made_do_not_hold_back_the_others(
+    database: Database, anvil: Anvil, batch_size: int
+) -> None:
+    """They are due before all others, in one batch with them or filling the first batches alone.
+
+    Seen to fail (no end of "database_refuses", nobody is confirmed, no row is named) when so many refusals are taken
+    for a table that nobody may write.
+    """
+
+    async def run() -> None:
+        async with open_shop(database, anvil, batch_size=batch_size) as shop:
+            bad = [await shop.request(asset="ETH ") for _ in range(40)]
+            good = await _paid(shop, 3)
+            database.execute("ALTER TABLE app.payment_requests ADD CONSTRAINT theirs CHECK (asset <> 'ETH ') NOT VALID")
+            await shop.desk.look()
+            assert [shop.status(id_) for id_ in good] == ["confirmed"] * 3
+            assert [shop.reasons(id_) for id_ in bad] == [["row_failed"]] * 40
+
+    asyncio.run(run())
+
+
 def _counting_finds(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
     real = reconciler.refusals.find
