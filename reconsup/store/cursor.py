@@ -5,13 +5,16 @@ that our tip is its head. Whoever has neither for one lease frees it and stands 
 chain id and genesis are known; both are pinned in it.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
 
 from reconsup.chain.block import Header
 from reconsup.payments.request import Network
+from reconsup.store import refusals
 from reconsup.store.database import Database, Row, Transaction
+from reconsup.store.errors import StoreRejected
 from reconsup.store.leases import TOUCHED
 from reconsup.store.persist import Against
 
@@ -110,9 +113,23 @@ async def touch_due(database: Database, network: Network, due_against: Against) 
     """Touch the requests whose due height is reached; how many.
 
     In a transaction of its own, after the cursor's: a persist that set a due height meanwhile either shows here, or
-    sees the cursor as it stands now.
+    sees the cursor as it stands now. A row that PostgreSQL refuses to write is left out: it waits for its safety net,
+    and the claim will name it.
     """
-    return len(await database.fetch(_TOUCH_DUE, _key(network) | {"against": due_against}))
+    parameters = _key(network) | {"against": due_against}
+
+    async def touch_others(transaction: Transaction) -> int:
+        ids = [str(id_) for (id_,) in await transaction.rows(_DUE, parameters)]
+        refused = await refusals.among(transaction, _TOUCH_THESE, {}, ids)
+        others = [id_ for id_ in ids if id_ not in refused]
+        return len(await transaction.rows(_TOUCH_THESE, {"ids": others}))
+
+    try:
+        return len(await database.fetch(_TOUCH_DUE, parameters))
+    except StoreRejected:
+        with suppress(StoreRejected):  # too many such rows: all wait for their safety nets
+            return await database.transact(touch_others)
+    return 0
 
 
 async def free(database: Database, cursor: Cursor) -> None:
@@ -212,22 +229,20 @@ DUE_HEIGHT: LiteralString = (
     + _OF_NETWORK
     + ")"
 )
-_TOUCH_DUE: LiteralString = (
+_DUE: LiteralString = (
     """
-WITH due AS MATERIALIZED (
   SELECT r.id FROM app.payment_requests r
   WHERE r.chain = %(chain)s AND r.network = %(network)s AND r.status <> 'failed'
     AND r.reconcile_due_height >= 0 AND r.reconcile_due_height <="""
     + DUE_HEIGHT
     + """
-  ORDER BY r.id FOR NO KEY UPDATE OF r)
-UPDATE app.payment_requests r SET reconcile_due_height = NULL, next_reconcile_at ="""
-    + TOUCHED
-    + """
-WHERE r.id = ANY (ARRAY(SELECT id FROM due))
-RETURNING r.id
-"""
+  ORDER BY r.id FOR NO KEY UPDATE OF r"""
 )
+_WAKE: LiteralString = "UPDATE app.payment_requests r SET reconcile_due_height = NULL, next_reconcile_at =" + TOUCHED
+_TOUCH_DUE: LiteralString = (
+    "WITH due AS MATERIALIZED (" + _DUE + ") " + _WAKE + " WHERE r.id = ANY (ARRAY(SELECT id FROM due)) RETURNING r.id"
+)
+_TOUCH_THESE: LiteralString = _WAKE + " WHERE r.id = ANY (%(ids)s::text[]) RETURNING r.id"
 
 _READ: LiteralString = "SELECT" + _COLUMNS + " FROM app.chain_cursors k WHERE" + _OF_NETWORK
 _BIRTH: LiteralString = """

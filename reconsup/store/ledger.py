@@ -208,7 +208,8 @@ _BELOW_TAIL: LiteralString = " WHERE chain = %(chain)s AND network = %(network)s
 _PRUNE_BLOCKS: LiteralString = "DELETE FROM app.chain_blocks" + _BELOW_TAIL
 _PRUNE_CREDITS: LiteralString = "DELETE FROM app.chain_credits" + _BELOW_TAIL
 
-# One statement and one lock order for both kinds: those that the blocks pay, and those that waited for this height.
+# Those that the blocks pay, in the blocks' own transaction: a decision that does not know of the money must not stand.
+# Those that only waited for a height are touched after it: a row that cannot be written would hold up every block.
 # Rows are locked by a list of ids and by nothing that is joined: when a row changed while its lock was waited for,
 # PostgreSQL evaluates the conditions on it once more, and a join was seen to lose all rows but the first there.
 _TOUCH: LiteralString = (
@@ -218,13 +219,7 @@ WITH touched AS MATERIALIZED (
   WHERE r.status <> 'failed' AND r.id = ANY (ARRAY(
     SELECT r.id"""
     + PAID_BY_BLOCKS
-    + """
-    UNION ALL
-    SELECT r.id FROM app.payment_requests r
-    WHERE r.chain = %(chain)s AND r.network = %(network)s AND r.reconcile_due_height >= 0
-      AND r.reconcile_due_height <= (SELECT"""
-    + DUE_HEIGHT
-    + """)))
+    + """))
   ORDER BY r.id FOR NO KEY UPDATE OF r)
 UPDATE app.payment_requests r
 SET reconcile_due_height = CASE WHEN r.reconcile_due_height > (SELECT"""

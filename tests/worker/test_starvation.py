@@ -107,6 +107,37 @@ def test_a_row_that_broke_a_rule_before_the_rule_was_made_is_left_out_ever_longe
     asyncio.run(run())
 
 
+def test_a_frozen_row_that_only_waits_for_a_height_does_not_stop_the_scan_of_its_network(
+    database: Database, anvil: Anvil
+) -> None:
+    """Another service froze it between its payment and its depth. Others wait for the same height, or come later.
+
+    Seen to fail (no block is stored from that height on, nobody is confirmed any more, and neither log nor history
+    names the row) when rows that wait for a height are touched in the block's own transaction.
+    """
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            frozen, beside, later = [await shop.request() for _ in range(3)]
+            await shop.pay(frozen, to_mine=0)
+            await shop.pay(beside)
+            await shop.work()
+            assert (shop.status(frozen), shop.status(beside)) == ("detected", "detected")
+            database.execute(TRIGGER.format(id=frozen, act="RAISE EXCEPTION 'not with me'"))
+            await shop.pay(later, to_mine=3)
+            await shop.desk.scan()
+            await shop.desk.look()
+            assert shop.scanned() == 5
+            assert [shop.status(id_) for id_ in (frozen, beside, later)] == ["detected", "confirmed", "confirmed"]
+            database.execute("DROP TRIGGER theirs ON app.payment_requests")
+            await shop.chain.mine()
+            await shop.desk.scan()
+            await shop.desk.look()
+            assert shop.status(frozen) == "confirmed"
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("batch_size", [100, 20])
 def test_forty_rows_that_broke_a_rule_before_the_rule_was_made_do_not_hold_back_the_others(
     database: Database, anvil: Anvil, batch_size: int
