@@ -313,7 +313,15 @@ class Scanner:
     def _failed(self, error: Exception) -> float:
         """Tell the first failure of a row of them; ask for less, and wait ever longer."""
         self._failures += 1
-        if self._failures == 1 or isinstance(error, ChainInconsistent | StoreRejected):
+        if isinstance(error, StoreRejected):
+            self._log.error(
+                "block_refused",
+                error=str(error),
+                next_height=self._cursor.next_height if self._cursor else None,
+                todo="PostgreSQL refuses to write a request that these blocks pay, or its settlement: put it right. "
+                "Until then no block of this network is stored, and nobody is confirmed there",
+            )
+        elif self._failures == 1 or isinstance(error, ChainInconsistent):
             self._log.warning("scan_failed", error=str(error), kind=type(error).__name__)
         self._range_blocks = max(1, self._range_blocks // 2)
         if isinstance(error, StoreUnavailable):

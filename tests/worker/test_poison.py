@@ -126,10 +126,13 @@ def test_a_table_that_nobody_may_write_is_an_alarm_and_the_process_lives(
     asyncio.run(run())
 
 
-def test_a_row_that_the_scan_cannot_settle_is_an_alarm_and_the_process_lives(database: Database, anvil: Anvil) -> None:
+def test_a_row_that_the_scan_cannot_settle_is_an_alarm_and_the_process_lives(
+    database: Database, anvil: Anvil, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The block is read again and again: rather no block than one with a payment missing.
 
-    Seen to fail (StoreRejected leaves the loop) when the scanner does not expect it.
+    The log says so, from which block on, and what to do. Seen to fail (StoreRejected leaves the loop) when the scanner
+    does not expect it; and (a warning with PostgreSQL's words alone) while it was told like a chain that is away.
     """
 
     async def run() -> None:
@@ -141,6 +144,9 @@ def test_a_row_that_the_scan_cannot_settle_is_an_alarm_and_the_process_lives(dat
             for _ in range(3):
                 assert await shop.desk.scanner.turn() > 0
             assert shop.scanned() == 1
+            told = [line for line in capfd.readouterr().out.splitlines() if "block_refused" in line]
+            assert len(told) == 3
+            assert all("not with me" in line and "next_height=2" in line and "put it right" in line for line in told)
             database.execute("DROP TRIGGER reject ON app.payment_request_settlements")
             await shop.desk.work()
             assert shop.status(id_) == "confirmed"
