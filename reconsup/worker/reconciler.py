@@ -19,7 +19,7 @@ from reconsup.payments.decision import Decision, Policy, decide
 from reconsup.payments.request import Network, RowError, Status
 from reconsup.store import admission, leases, persist, refusals, view
 from reconsup.store.database import Database
-from reconsup.store.errors import StoreRejected, StoreUnavailable
+from reconsup.store.errors import StoreRefused, StoreRejected, StoreUnavailable
 from reconsup.store.leases import Batch, Claim
 from reconsup.store.persist import Persisted
 from reconsup.worker import journal
@@ -90,9 +90,8 @@ class Reconciler:
                 has_more = await self.look_around()
             except (StoreUnavailable, StoreRejected) as error:
                 if not is_away:
-                    self._log.error(
-                        "database_refuses" if isinstance(error, StoreRejected) else "database_away", error=str(error)
-                    )
+                    is_there = isinstance(error, StoreRejected | StoreRefused)
+                    self._log.error("database_refuses" if is_there else "database_away", error=str(error))
                 is_away = True
                 await self._pause.for_seconds(PROBE_SECONDS)
                 continue

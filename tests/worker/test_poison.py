@@ -8,6 +8,7 @@ import pytest
 
 from reconsup.demo.anvil import Anvil
 from reconsup.payments.decision import decide
+from reconsup.store.errors import StoreRefused
 from reconsup.worker import reconciler
 from tests.support.desk import ETHER, Desk, Shop, open_shop
 from tests.support.postgres import Database
@@ -124,6 +125,30 @@ def test_a_table_that_nobody_may_write_is_an_alarm_and_the_process_lives(
             await working
 
     asyncio.run(run())
+
+
+def test_a_right_that_was_taken_away_is_told_as_a_refusal_and_not_as_a_database_that_is_away(
+    database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody revoked UPDATE on the requests. Seen to fail ("database_away", while it answers everybody)."""
+
+    async def claim(*_: Any, **__: Any) -> Any:
+        raise StoreRefused("permission denied for table payment_requests")
+
+    monkeypatch.setattr(reconciler.leases, "claim", claim)
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            await shop.desk.scan()
+            working = asyncio.create_task(shop.desk.reconciler.run())
+            await asyncio.wait([working], timeout=0.1)
+            shop.desk.pauses.stop()
+            await working
+
+    asyncio.run(run())
+    told = capfd.readouterr().out
+    assert "database_refuses" in told
+    assert "database_away" not in told
 
 
 def test_a_row_that_the_scan_cannot_settle_is_an_alarm_and_the_process_lives(
