@@ -31,6 +31,8 @@ SETTLE_TAIL = "        await transaction.send(_SETTLE_TAIL, parameters)\n"
 TOUCH = '        touched = await transaction.rows(_TOUCH, span | {"against": due_against})\n'
 SETTLE = "        settled = await transaction.rows(_SETTLE_BLOCKS, span)\n"
 TAIL = "        tail = await transaction.rows("
+PAID = '+ PAID_BY_BLOCKS\n    + """))\n'
+ORPHANED = '+ _ORPHANED\n    + """))\n'
 BELONGS = "AND r.chain_id = "
 
 NO_GAP = {
@@ -282,13 +284,13 @@ ORDERED = {
     ),
     "touch without the order of ids": Mutant(
         LEDGER,
-        (Swap('""")))\n  ORDER BY r.id FOR NO KEY UPDATE OF r)', '""")))\n  FOR NO KEY UPDATE OF r)'),),
+        (Swap(f"{PAID}  ORDER BY r.id FOR NO KEY UPDATE OF r)", f"{PAID}  FOR NO KEY UPDATE OF r)"),),
         f"{LEDGER_FENCE_TESTS}::test_touch_and_persist_do_not_deadlock[commit]",
         "scanner and workers wait for each other in a circle until PostgreSQL breaks it, a second each time",
     ),
     "rollback without the order of ids": Mutant(
         LEDGER,
-        (Swap('"""))\n  ORDER BY r.id FOR NO KEY UPDATE OF r)', '"""))\n  FOR NO KEY UPDATE OF r)'),),
+        (Swap(f"{ORPHANED}  ORDER BY r.id FOR NO KEY UPDATE OF r)", f"{ORPHANED}  FOR NO KEY UPDATE OF r)"),),
         "tests/store/test_rollback.py::test_rollback_and_persist_do_not_deadlock[rollback]",
         "scanner and workers wait for each other in a circle until PostgreSQL breaks it, a second each time",
     ),
