@@ -8,11 +8,13 @@ A fenced scanner changes no cursor row, sends nothing more and commits nothing.
 Lock order: cursor, then spans, then requests in id order, then settlements.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, LiteralString
 
 from reconsup.chain.block import Block, Fork
+from reconsup.store import refusals
 from reconsup.store.cursor import (
     DUE_HEIGHT,
     FENCE,
@@ -25,6 +27,7 @@ from reconsup.store.cursor import (
     touch_due,
 )
 from reconsup.store.database import Database, Transaction
+from reconsup.store.errors import StoreRejected
 from reconsup.store.leases import TOUCHED
 from reconsup.store.matching import PAID_BY_BLOCKS, settle
 from reconsup.store.persist import Against
@@ -32,11 +35,15 @@ from reconsup.store.persist import Against
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a commit did: the cursor after it, and how many requests it touched and settlements it wrote."""
+    """What a commit did: the cursor after it, and how many requests it touched and settlements it wrote.
+
+    `refused`: requests that it pays and could not touch, because PostgreSQL refuses to write them: id → its words.
+    """
 
     cursor: Cursor
     touched: int
     settlements: int
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,8 @@ async def commit(
     """Store consecutive blocks that hang on the cursor's tip; None if the cursor is not ours or moved meanwhile.
 
     Touches the requests that their credits match, whatever their status or admission, and those that waited for
-    a height now reached; writes the settlements; prunes the tail.
+    a height now reached; writes the settlements; prunes the tail. Raises StoreRejected where PostgreSQL refuses a
+    settlement, or a touch of a request that somebody has leased: rather no block than a payment that is not seen.
     """
     first, last = blocks[0], blocks[-1]
     assert first.height == cursor.next_height
@@ -79,7 +87,7 @@ async def commit(
     }
     moved = {"tip_after": last.block_hash, "time_after": last.time, "next_after": last.height + 1}
 
-    async def work(transaction: Transaction) -> Committed:
+    async def work(transaction: Transaction, *, is_careful: bool = False) -> Committed:
         if not await transaction.rows(_ADVANCE, fence(cursor) | moved | {"lease": lease_seconds}):
             raise _FencedError
         await transaction.send(_INSERT_BLOCKS, span | _block_columns(blocks))
@@ -88,7 +96,7 @@ async def commit(
         ((tail_start, finalized_height),) = tail
         await transaction.send(_PRUNE_BLOCKS, span | {"tail_start": tail_start})
         await transaction.send(_PRUNE_CREDITS, span | {"tail_start": tail_start})
-        touched = await transaction.rows(_TOUCH, span | {"against": due_against})
+        touched, refused = await _touch(transaction, span | {"against": due_against}, is_careful=is_careful)
         settled = await transaction.rows(_SETTLE_BLOCKS, span)
         after = replace(
             cursor,
@@ -98,13 +106,35 @@ async def commit(
             tail_start=tail_start,
             finalized_height=finalized_height,
         )
-        return Committed(after, len(touched), len(settled))
+        return Committed(after, touched, len(settled), refused)
 
     try:
-        done = await database.transact(work)
+        try:
+            done = await database.transact(work)
+        except StoreRejected:
+            done = await database.transact(partial(work, is_careful=True))
     except _FencedError:
         return None
     return replace(done, touched=done.touched + await touch_due(database, cursor.network, due_against))
+
+
+async def _touch(
+    transaction: Transaction, parameters: dict[str, Any], *, is_careful: bool
+) -> tuple[int, dict[str, str]]:
+    """Touch the requests that the blocks pay; how many, and which PostgreSQL refuses to write (`is_careful`).
+
+    Such a row is left as it is: nobody can claim it either, and when it can be written again its next look finds the
+    settlement. But while somebody has it leased, a decision that does not know of the money might yet be written.
+    """
+    if not is_careful:
+        return len(await transaction.rows(_TOUCH, parameters)), {}
+    paid = await transaction.rows(_PAID, parameters)
+    refused = await refusals.among(transaction, _TOUCH_THESE, parameters, [row.id for row in paid])
+    leased = [row.id for row in paid if row.is_leased and row.id in refused]
+    if leased or len(refused) >= refusals.FOUND_MAX:
+        raise StoreRejected(next(iter(refused.values())))
+    others = [row.id for row in paid if row.id not in refused]
+    return len(await transaction.rows(_TOUCH_THESE, parameters | {"ids": others})), refused
 
 
 async def roll_back(database: Database, cursor: Cursor, fork: Fork, *, lease_seconds: float) -> RolledBack | None:
@@ -212,26 +242,32 @@ _PRUNE_CREDITS: LiteralString = "DELETE FROM app.chain_credits" + _BELOW_TAIL
 # Those that only waited for a height are touched after it: a row that cannot be written would hold up every block.
 # Rows are locked by a list of ids and by nothing that is joined: when a row changed while its lock was waited for,
 # PostgreSQL evaluates the conditions on it once more, and a join was seen to lose all rows but the first there.
-_TOUCH: LiteralString = (
+_PAID: LiteralString = (
     """
-WITH touched AS MATERIALIZED (
-  SELECT r.id FROM app.payment_requests r
+  SELECT r.id, coalesce(r.reconcile_lease_until > now(), false) AS is_leased FROM app.payment_requests r
   WHERE r.status <> 'failed' AND r.id = ANY (ARRAY(
     SELECT r.id"""
     + PAID_BY_BLOCKS
     + """))
-  ORDER BY r.id FOR NO KEY UPDATE OF r)
+  ORDER BY r.id FOR NO KEY UPDATE OF r"""
+)
+_SET_TOUCHED: LiteralString = (
+    """
 UPDATE app.payment_requests r
 SET reconcile_due_height = CASE WHEN r.reconcile_due_height > (SELECT"""
     + DUE_HEIGHT
     + """) THEN r.reconcile_due_height END,
     next_reconcile_at ="""
     + TOUCHED
-    + """
-WHERE r.id = ANY (ARRAY(SELECT id FROM touched))
-RETURNING r.id
-"""
 )
+_TOUCH: LiteralString = (
+    "WITH touched AS MATERIALIZED ("
+    + _PAID
+    + ")"
+    + _SET_TOUCHED
+    + " WHERE r.id = ANY (ARRAY(SELECT id FROM touched)) RETURNING r.id"
+)
+_TOUCH_THESE: LiteralString = _SET_TOUCHED + " WHERE r.id = ANY (%(ids)s::text[]) RETURNING r.id"
 
 _SETTLE_BLOCKS: LiteralString = settle(PAID_BY_BLOCKS) + " RETURNING 1"
 _RETREAT: LiteralString = (

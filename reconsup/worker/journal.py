@@ -1,6 +1,7 @@
 """What a worker says of a batch: metrics, a line for each transition, a line for the cycle."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 from reconsup import logs
 from reconsup.monitor import metrics
@@ -55,6 +56,13 @@ def tell(batch: Batch, outcomes: Outcomes, persisted: Persisted, seconds: float)
         errors=errors,
         latency_ms=round(seconds * 1000, 1),
     )
+
+
+def tell_refused(refused: Mapping[str, str], todo: str) -> None:
+    """An alarm for each row that PostgreSQL refuses to write: id → its words."""
+    for id_, words in refused.items():
+        metrics.ROW_FAILURES.inc(1, "refused")
+        log.error("row_refused", request_id=id_, error=words, todo=todo)
 
 
 def _tell_transition(

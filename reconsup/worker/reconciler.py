@@ -212,11 +212,7 @@ class Reconciler:
     async def _leave_out(self, database: Database, refused: Mapping[str, str]) -> None:
         """Claim these rows no more for a while, and say what PostgreSQL says of them: id → its words."""
         self._refused.note(refused, time.monotonic())
-        for id_, words in refused.items():
-            metrics.ROW_FAILURES.inc(1, "refused")
-            self._log.error(
-                "row_refused", request_id=id_, error=words, todo="PostgreSQL refuses to write this row: put it right"
-            )
+        journal.tell_refused(refused, "PostgreSQL refuses to write this row: put it right")
         await refusals.tell(database, refused, worker_id=self._duty.worker_id, owner=self._duty.owner)
 
     def _hold(self, change: int) -> None:

@@ -7,7 +7,7 @@ stored one; one that reaches below what is final stops the network and nothing e
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -19,11 +19,12 @@ from reconsup.fleet.posix import Bell, Cell
 from reconsup.monitor import metrics
 from reconsup.payments.request import Network
 from reconsup.store import cursor as cursors
-from reconsup.store import ledger
+from reconsup.store import ledger, refusals
 from reconsup.store.cursor import Cursor, Tags
 from reconsup.store.database import Database
 from reconsup.store.errors import StoreRejected, StoreUnavailable
 from reconsup.store.persist import Against
+from reconsup.worker import journal
 from reconsup.worker.pause import Pause
 
 COMMIT_BLOCKS_MAX = 50
@@ -205,6 +206,8 @@ class Scanner:
         self._advanced(done.cursor)
         self._range_blocks = min(COMMIT_BLOCKS_MAX, self._range_blocks * 2)
         metrics.BLOCKS_SCANNED.inc(len(blocks), self._watch.network.name)
+        if done.refused:
+            await self._tell_refused(done.refused)
         if done.touched or cursor.tip_time is None:  # the first block of all makes requests claimable
             self._bell.ring()
         self._log.info(
@@ -218,6 +221,16 @@ class Scanner:
             latency_ms=round((time.monotonic() - started) * 1000, 1),
         )
         return 0.0 if blocks[-1].height < tags.head_height else self._idle_seconds
+
+    async def _tell_refused(self, refused: Mapping[str, str]) -> None:
+        """Blocks pay these, and PostgreSQL refuses to write them: the settlement is there, the touch is not."""
+        journal.tell_refused(
+            refused,
+            "PostgreSQL refuses to write this row, and it was paid: put it right, "
+            "then set its next_reconcile_at to now()",
+        )
+        owner = self._watch.owner
+        await refusals.tell(self._database, refused, worker_id=owner.partition("#")[0], owner=owner)
 
     async def _keep(self, cursor: Cursor, tags: Tags) -> None:
         """Our tip is the head: that is progress. Written at a third of the lease, or when a tag may confirm."""
@@ -318,8 +331,8 @@ class Scanner:
                 "block_refused",
                 error=str(error),
                 next_height=self._cursor.next_height if self._cursor else None,
-                todo="PostgreSQL refuses to write a request that these blocks pay, or its settlement: put it right. "
-                "Until then no block of this network is stored, and nobody is confirmed there",
+                todo="PostgreSQL refuses what these blocks bring: a settlement, the proof of a reorg, or the touch of "
+                "a request that is at work: put it right. Until then no block of this network is stored",
             )
         elif self._failures == 1 or isinstance(error, ChainInconsistent):
             self._log.warning("scan_failed", error=str(error), kind=type(error).__name__)

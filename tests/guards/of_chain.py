@@ -28,7 +28,7 @@ CURSOR_LOCK = ' FOR NO KEY UPDATE\n"""'
 LOCK = "        await transaction.send(_LOCK_CURSOR, parameters)\n"
 ADMIT = "        admitted = await transaction.rows(_ADMIT, parameters)\n"
 SETTLE_TAIL = "        await transaction.send(_SETTLE_TAIL, parameters)\n"
-TOUCH = '        touched = await transaction.rows(_TOUCH, span | {"against": due_against})\n'
+TOUCH = '        touched, refused = await _touch(transaction, span | {"against": due_against}, is_careful=is_careful)\n'
 SETTLE = "        settled = await transaction.rows(_SETTLE_BLOCKS, span)\n"
 TAIL = "        tail = await transaction.rows("
 PAID = '+ PAID_BY_BLOCKS\n    + """))\n'
@@ -284,7 +284,7 @@ ORDERED = {
     ),
     "touch without the order of ids": Mutant(
         LEDGER,
-        (Swap(f"{PAID}  ORDER BY r.id FOR NO KEY UPDATE OF r)", f"{PAID}  FOR NO KEY UPDATE OF r)"),),
+        (Swap(f"{PAID}  ORDER BY r.id FOR NO KEY UPDATE OF r", f"{PAID}  FOR NO KEY UPDATE OF r"),),
         f"{LEDGER_FENCE_TESTS}::test_touch_and_persist_do_not_deadlock[commit]",
         "scanner and workers wait for each other in a circle until PostgreSQL breaks it, a second each time",
     ),

@@ -138,6 +138,37 @@ def test_a_frozen_row_that_only_waits_for_a_height_does_not_stop_the_scan_of_its
     asyncio.run(run())
 
 
+def test_a_payment_to_a_frozen_row_does_not_stop_the_scan_of_its_network(
+    database: Database, anvil: Anvil, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Anybody could pay one wei to a request that another service has archived. It is settled, named, and told.
+
+    Seen to fail (no block is stored any more, nobody is confirmed) when every touch must succeed.
+    """
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            frozen, beside, later = [await shop.request() for _ in range(3)]
+            await shop.work()
+            database.execute(TRIGGER.format(id=frozen, act="RAISE EXCEPTION 'not with me'"))
+            await shop.pay(frozen, to_mine=0)
+            await shop.pay(beside)
+            await shop.desk.scan()
+            await shop.pay(later, to_mine=3)
+            await shop.desk.scan()
+            await shop.desk.look()
+            assert [shop.status(id_) for id_ in (frozen, beside, later)] == ["pending", "confirmed", "confirmed"]
+            assert len(shop.settlements(frozen)) == 1
+            assert [entry["evidence"] for entry in shop.entries(frozen)] == [[{"error": "not with me"}]]
+            database.execute("DROP TRIGGER theirs ON app.payment_requests")
+            database.execute("UPDATE app.payment_requests SET next_reconcile_at = now() WHERE id = %s", [frozen])
+            await shop.desk.look()
+            assert shop.status(frozen) == "confirmed"
+
+    asyncio.run(run())
+    assert any("row_refused" in line and "it was paid" in line for line in capfd.readouterr().out.splitlines())
+
+
 @pytest.mark.parametrize("batch_size", [100, 20])
 def test_forty_rows_that_broke_a_rule_before_the_rule_was_made_do_not_hold_back_the_others(
     database: Database, anvil: Anvil, batch_size: int
