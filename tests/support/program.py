@@ -126,5 +126,6 @@ class Program:
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """The log lines of one event."""
-        lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
+        whole = self.log.read_text().rpartition("\n")[0]  # the last line may be on its way
+        lines = [line for line in whole.splitlines() if line.startswith("{")]
         return [entry for line in lines if (entry := json.loads(line))["event"] == event]
