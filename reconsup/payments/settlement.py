@@ -5,7 +5,7 @@ when it is in time: the block in which its transaction was *first* seen has a ti
 request's end plus grace. When we happened to look never matters.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -56,9 +56,9 @@ class Settlement:
         return max(0, scanned_height - self.height + 1)
 
 
-def total(settlements: Iterable[Settlement]) -> int:
+def total(settlements: Sequence[Settlement]) -> int:
     """The sum of the amounts, in minor units."""
-    return sum(settlement.amount_minor for settlement in settlements)
+    return sum(settlement.amount_minor for settlement in settlements) if settlements else 0
 
 
 def is_reached(sum_minor: int, expected_minor: int | None, threshold_bps: int) -> bool:

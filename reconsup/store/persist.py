@@ -114,25 +114,25 @@ def _sorted(
 
 def _rows(batch: Batch, outcomes: Mapping[str, Decision | Failure]) -> dict[str, Any]:
     """The columns of the batch, one array each. Without an outcome, a row has no status to be written."""
-    columns: dict[str, list[Any]] = {
-        name: []
-        for name in ("ids", "epochs", "due_ats", "expected", "ends", "owed", "statuses", "seconds", "heights", "errors")
+    claims = batch.claims
+    found = [outcomes.get(claim.request.id) for claim in claims]
+    decisions = [each if isinstance(each, Decision) else None for each in found]
+    failures = [each if isinstance(each, Failure) else None for each in found]
+    return {
+        "ids": [claim.request.id for claim in claims],
+        "epochs": [claim.epoch for claim in claims],
+        "due_ats": [claim.due_at for claim in claims],
+        "expected": [claim.request.status for claim in claims],
+        "ends": [claim.request.expires_at for claim in claims],
+        "owed": [_text(claim.request.expected_amount_minor) for claim in claims],
+        "statuses": [
+            decision.status if decision else claim.request.status if failure else None
+            for claim, decision, failure in zip(claims, decisions, failures, strict=True)
+        ],
+        "seconds": [decision.look.seconds if decision else None for decision in decisions],
+        "heights": [decision.look.height if decision else None for decision in decisions],
+        "errors": [failure.error if failure else None for failure in failures],
     }
-    for claim in batch.claims:
-        outcome = outcomes.get(claim.request.id)
-        decision = outcome if isinstance(outcome, Decision) else None
-        failure = outcome if isinstance(outcome, Failure) else None
-        columns["ids"].append(claim.request.id)
-        columns["epochs"].append(claim.epoch)
-        columns["due_ats"].append(claim.due_at)
-        columns["expected"].append(claim.request.status)
-        columns["ends"].append(claim.request.expires_at)
-        columns["owed"].append(_text(claim.request.expected_amount_minor))
-        columns["statuses"].append(decision.status if decision else claim.request.status if failure else None)
-        columns["seconds"].append(decision.look.seconds if decision else None)
-        columns["heights"].append(decision.look.height if decision else None)
-        columns["errors"].append(failure.error if failure else None)
-    return columns
 
 
 def _entries(

@@ -52,13 +52,14 @@ async def read(database: Database, network: Network, ids: Iterable[str], *, expi
     disowned: list[str] = []
     unreadable: dict[str, str] = {}
     for id_, group in groupby(rows, key=lambda row: str(row.id)):
-        of_request = list(group)
+        first, *others = group
+        settled = [row for row in (first, *others) if row.evidence_ref is not None]
         try:
-            facts[id_] = _facts(of_request)
+            facts[id_] = _facts(first, settled)
         except (KeyError, TypeError, ValueError) as error:  # metadata is everybody's to write
             unreadable[id_] = f"settlement metadata: {type(error).__name__}: {error}"
             continue
-        if any(_is_disowned(row) for row in of_request):
+        if settled and any(_is_disowned(row) for row in settled):
             disowned.append(id_)
     return View(_chain_view(rows[0]), facts, tuple(disowned), unreadable)
 
@@ -76,10 +77,10 @@ def _chain_view(row: Row) -> ChainView:
     )
 
 
-def _facts(rows: list[Row]) -> Facts:
-    first = rows[0]
+def _facts(first: Row, settled: list[Row]) -> Facts:
+    """What is known of a request: from any row of it, and from those with a settlement."""
     return Facts(
-        settlements=tuple(_settlement(row) for row in rows if row.evidence_ref is not None),
+        settlements=tuple(map(_settlement, settled)),
         shares_address=first.shares_address,
         was_confirmed=first.was_confirmed,
         confirmed_age_seconds=first.confirmed_age_seconds,
@@ -117,7 +118,7 @@ def _orphaning(row: Row) -> Orphaning | None:
 
 
 def _is_disowned(row: Row) -> bool:
-    return row.evidence_ref is not None and not row.is_canonical and _orphaning(row) is None
+    return not row.is_canonical and _orphaning(row) is None
 
 
 # A settlement above the tail's start counts only while its very block is stored: after the chain's tables were made

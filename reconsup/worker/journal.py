@@ -32,8 +32,9 @@ def tell(batch: Batch, outcomes: Outcomes, persisted: Persisted, seconds: float)
                 outcome.status != claim.request.status
             )
             entries = persisted.history[claim.request.id]
-            told.update((claim.request.status, outcome.status, reason) for reason, _ in entries)
-            _tell_transition(bound, claim, outcome, entries)
+            if entries:
+                told.update((claim.request.status, outcome.status, reason) for reason, _ in entries)
+                _tell_transition(bound, claim, outcome, entries)
         else:
             errors += 1
             metrics.ROW_FAILURES.inc(1, outcome.error.partition(":")[0])
