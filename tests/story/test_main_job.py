@@ -37,7 +37,8 @@ def test_two_hosts_on_one_database_confirm_each_request_once_and_never_hold_one_
         "PAYMENT_REQUEST_RECONCILER_LEASE_SECONDS": "120",
     }
     with (
-        Program(town.database.url, town.rpc_urls, folder=town.folder, worker_id="host-a", **few) as one,
+        # its one worker has its hands full with ten, so the newcomer is the other host's
+        Program(town.database.url, town.rpc_urls, folder=town.folder, worker_id="host-a", workers=1, **few) as one,
         psycopg.connect(town.database.url) as blocker,
     ):
         one.wait_ready()
