@@ -76,6 +76,11 @@ class Settings:
     start_seconds: float
     drain_seconds: float
     rpc_timeout_seconds: float
+    rpc_quorum: Mapping[str, int]
+    block_proof: Mapping[str, bool]
+    balance_audit: Mapping[str, bool]
+    audit_blocks: int
+    native_logs_from: Mapping[str, int]
     tail_blocks: int
     expiry_confirmations: int
     expiry_grace_seconds: float
@@ -96,6 +101,18 @@ class Settings:
         """After how many blocks a confirmed request on `network` is watched no more: never before it confirms."""
         depth = self.confirmation_depth(network)
         return max(self.finality_confirmations, depth) if isinstance(depth, int) else self.finality_confirmations
+
+    def quorum(self, network: str) -> int:
+        """How many endpoints of `network` must show the same header before a block is stored."""
+        return self.rpc_quorum.get(network, 1)
+
+    def proves_blocks(self, network: str) -> bool:
+        """Whether the roots of the blocks of `network` are recomputed."""
+        return self.block_proof.get(network, True)
+
+    def audits_balances(self, network: str) -> bool:
+        """Whether the balances of native requests on `network` are compared with what was seen."""
+        return self.balance_audit.get(network, True)
 
     def shown(self) -> dict[str, object]:
         """Every field with its secrets hidden, for `check` and for the log."""
@@ -122,6 +139,7 @@ def load(env: Mapping[str, str], flags: Mapping[str, str], env_file: Path | None
     if values.pop("enabled", True) is False:
         raise ConfigErrors([_DISABLED])
     errors += _contradictions(values, texts)
+    errors += _quorums_too_large(values, texts)
     if errors:
         raise ConfigErrors(errors)
     return Settings(**values, warnings=(*_typos(texts), *_doubts(values)))
@@ -238,6 +256,18 @@ def _contradictions(values: Mapping[str, Any], texts: Mapping[str, str]) -> list
     return found
 
 
+def _quorums_too_large(values: Mapping[str, Any], texts: Mapping[str, str]) -> list[ConfigError]:
+    """Networks that ask for more endpoints than they have: nothing of them would ever be stored."""
+    urls, setting = values.get("rpc_urls"), BY_FIELD["rpc_quorum"]
+    if urls is None:
+        return []
+    short = [
+        name for name, count in (values.get("rpc_quorum") or {}).items() if name in urls and count > len(urls[name])
+    ]
+    text = texts.get(setting.name, "")
+    return [_invalid(setting, text, f"network {name}: has only {len(urls[name])} URLs") for name in sorted(short)[:1]]
+
+
 def _invalid(setting: Setting, text: str, allowed: str) -> ConfigError:
     if setting.is_secret:
         # A torn password may stand anywhere in what was not understood.
@@ -267,5 +297,9 @@ def _doubts(values: Mapping[str, Any]) -> list[str]:
     """Sentences about what is allowed but hardly meant."""
     if not values["rpc_urls"]:
         return ["PAYMENT_REQUEST_EVM_RPC_URLS_JSON names no network: no payment request will be processed"]
-    idle = sorted(set(values["confirmations"]) - set(values["rpc_urls"]))
-    return [f"RECONSUP_CONFIRMATIONS_JSON names {network!r}, which has no endpoint" for network in idle]
+    per_network = ("confirmations", "rpc_quorum", "block_proof", "balance_audit", "native_logs_from")
+    return [
+        f"{BY_FIELD[field].name} names {network!r}, which has no endpoint"
+        for field in per_network
+        for network in sorted(set(values[field]) - set(values["rpc_urls"]))
+    ]

@@ -28,6 +28,11 @@ _Depth = Annotated[int, Field(strict=True, ge=1, le=BLOCKS_MAX)] | Literal["safe
 _UrlList = Annotated[list[str], Field(min_length=1, max_length=ENDPOINTS_MAX)]
 _BOOLEAN = TypeAdapter(bool)
 _CONFIRMATIONS: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[_Network, _Depth])
+_SWITCHES: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[_Network, Annotated[bool, Field(strict=True)]])
+_COUNTS: TypeAdapter[dict[str, Any]] = TypeAdapter(
+    dict[_Network, Annotated[int, Field(strict=True, ge=1, le=ENDPOINTS_MAX)]]
+)
+_HEIGHTS: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[_Network, Annotated[int, Field(strict=True, ge=0, lt=2**63)]])
 _RPC_URLS: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[_Network, str | _UrlList])
 
 
@@ -119,6 +124,21 @@ def log_format(text: str) -> str:
 def confirmations(text: str) -> dict[str, int | Literal["safe", "finalized"]]:
     """A depth in blocks or a tag for each network."""
     return dict(_mapping(text, _CONFIRMATIONS, 'a whole number of blocks from 1 to 100000, "safe" or "finalized"'))
+
+
+def switches(text: str) -> dict[str, bool]:
+    """On or off for each network."""
+    return dict(_mapping(text, _SWITCHES, "true or false"))
+
+
+def counts(text: str) -> dict[str, int]:
+    """A number of endpoints for each network."""
+    return dict(_mapping(text, _COUNTS, f"a whole number from 1 to {ENDPOINTS_MAX}"))
+
+
+def heights(text: str) -> dict[str, int]:
+    """A block's number for each network."""
+    return dict(_mapping(text, _HEIGHTS, "a block's number: a whole number from 0"))
 
 
 def rpc_urls(text: str) -> dict[str, tuple[str, ...]]:

@@ -147,6 +147,44 @@ SETTINGS: tuple[Setting, ...] = (
         parse.number(above=0, most=600),
     ),
     Setting(
+        "RECONSUP_RPC_QUORUM_JSON",
+        "rpc_quorum",
+        "{}",
+        '{"NETWORK": 2}: how many of its endpoints must show the same header before a block is stored '
+        "(default 1: one shows it and none contradicts)",
+        parse.counts,
+    ),
+    Setting(
+        "RECONSUP_BLOCK_PROOF_JSON",
+        "block_proof",
+        "{}",
+        '{"NETWORK": false}: do not recompute the roots of its blocks (default true; only for chains that build them '
+        "in another way)",
+        parse.switches,
+    ),
+    Setting(
+        "RECONSUP_BALANCE_AUDIT_JSON",
+        "balance_audit",
+        "{}",
+        '{"NETWORK": false}: do not compare the balances of native requests (default true; only where no endpoint can '
+        "tell them: money that leaves no transaction to the address and no log is then not seen)",
+        parse.switches,
+    ),
+    Setting(
+        "RECONSUP_AUDIT_BLOCKS",
+        "audit_blocks",
+        "64",
+        "1 to 100 blocks from one balance audit to the next: a full node keeps the balances of about 128 blocks",
+        parse.integer(1, 100),
+    ),
+    Setting(
+        "RECONSUP_NATIVE_LOGS_FROM_JSON",
+        "native_logs_from",
+        "{}",
+        '{"NETWORK": HEIGHT}: from this block on native transfers come as logs (EIP-7708)',
+        parse.heights,
+    ),
+    Setting(
         "RECONSUP_TAIL_BLOCKS",
         "tail_blocks",
         "1024",

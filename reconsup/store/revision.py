@@ -19,6 +19,7 @@ REVISIONS = (
     "0003_chain",
     "0004_history",
     "0005_rare_rows",
+    "0006_truth",
 )  # oldest first; a test compares
 EXPECTED_REVISION = REVISIONS[-1]
 VERSION_TABLE: LiteralString = "reconsup_schema_version"  # in schema `app`

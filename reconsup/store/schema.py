@@ -72,6 +72,9 @@ payment_requests = Table(
     Column("reconcile_failures", Integer, nullable=False, server_default=text("0")),
     Column("reconcile_crashes", Integer, nullable=False, server_default=text("0")),
     Column("reconcile_error", Text),
+    Column("reconcile_span_height", BigInteger),
+    Column("reconcile_audited_height", BigInteger),
+    Column("reconcile_audited_hash", Text),
     PrimaryKeyConstraint("id", name="payment_requests_pkey"),
     UniqueConstraint(
         "chain", "network", "address_canonical", name="payment_requests_chain_network_address_canonical_key"
@@ -126,6 +129,21 @@ Index(
     "reconsup_forgotten_idx",
     payment_requests.c.id,
     postgresql_where=text("next_reconcile_at IS NULL AND status IN ('pending', 'detected', 'reorged')"),
+)
+Index(
+    "reconsup_span_idx",
+    payment_requests.c.chain,
+    payment_requests.c.network,
+    payment_requests.c.reconcile_span_height,
+    postgresql_where=text("reconcile_span_height IS NOT NULL"),
+)
+Index(
+    "reconsup_audit_idx",
+    payment_requests.c.chain,
+    payment_requests.c.network,
+    payment_requests.c.expires_at,
+    payment_requests.c.id,
+    postgresql_where=text("token_standard IS NULL AND status IN ('pending', 'detected', 'reorged')"),
 )
 Index(
     "reconsup_match_idx",
@@ -194,6 +212,10 @@ chain_cursors = Table(
     Column("scan_lease_epoch", BigInteger, nullable=False, server_default=text("0")),
     Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
     Column("updated_at", _INSTANT, nullable=False, server_default=_NOW),
+    Column("finalized_tag_height", BigInteger),  # the tag's own: finalized_height also counts what left the tail
+    Column("unproven_height", BigInteger),
+    Column("audited_height", BigInteger),
+    Column("audited_hash", Text),
     PrimaryKeyConstraint("chain", "network", name="chain_cursors_pkey"),
     **_BUSY,
 )
@@ -244,6 +266,7 @@ chain_spans = Table(
     Column("lease_epoch", BigInteger, nullable=False, server_default=text("0")),
     Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
     Column("updated_at", _INSTANT, nullable=False, server_default=_NOW),
+    Column("until_time", _INSTANT),
     PrimaryKeyConstraint("chain", "network", name="chain_spans_pkey"),
     **_BUSY,
 )
@@ -276,6 +299,43 @@ payment_request_transitions = Table(
         unique=True,
         postgresql_where=text("reason = 'payment_late'"),
     ),
+)
+
+# Native balances that settlements do not explain: what an address held before (a difference that is known), and what
+# could not be placed in a block (unexplained).
+request_balances = Table(
+    "request_balances",
+    metadata,
+    Column("payment_request_id", Text, nullable=False),
+    Column("height", BigInteger, nullable=False),
+    Column("block_hash", Text, nullable=False),
+    Column("difference_minor", Numeric, nullable=False, server_default=text("0")),
+    Column("unexplained_minor", Numeric, nullable=False, server_default=text("0")),
+    Column("nonce", BigInteger, nullable=False, server_default=text("0")),
+    Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
+    Column("updated_at", _INSTANT, nullable=False, server_default=_NOW),
+    PrimaryKeyConstraint("payment_request_id", name="request_balances_pkey"),
+    ForeignKeyConstraint(
+        ["payment_request_id"],
+        [f"{SCHEMA}.payment_requests.id"],
+        ondelete="CASCADE",
+        name="request_balances_payment_request_id_fkey",
+    ),
+)
+
+# What happened to a network as a whole: it stopped, started again, was resumed by somebody.
+chain_events = Table(
+    "chain_events",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), nullable=False),
+    Column("chain", Text, nullable=False),
+    Column("network", Text, nullable=False),
+    Column("event", Text, nullable=False),
+    Column("height", BigInteger),
+    Column("who", Text, nullable=False),
+    Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("created_at", _INSTANT, nullable=False, server_default=_NOW),
+    PrimaryKeyConstraint("id", name="chain_events_pkey"),
 )
 
 reconsup_hosts = Table(
