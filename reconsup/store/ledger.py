@@ -18,11 +18,11 @@ from reconsup.store import refusals
 from reconsup.store.cursor import (
     DUE_HEIGHT,
     FENCE,
-    FINALIZED,
     HEAD_AND_SAFE,
     Cursor,
     Tags,
     fence,
+    finalized,
     tag_parameters,
     touch_due,
 )
@@ -220,9 +220,8 @@ _TAIL: LiteralString = (
 UPDATE app.chain_cursors k
 SET tail_start = tail.start,"""
     + HEAD_AND_SAFE
-    + ", finalized_height = greatest(tail.start - 1,"
-    + FINALIZED
-    + """)
+    + finalized("tail.start - 1")
+    + """
 FROM (
   SELECT greatest(c.tail_start, least(
     c.next_height - %(tail_blocks)s::bigint,
@@ -274,7 +273,7 @@ _RETREAT: LiteralString = (
     """
 UPDATE app.chain_cursors k
 SET next_height = %(fork)s + 1, tip_hash = %(tip_after)s, tip_time = %(time_after)s,
-    safe_height = least(k.safe_height, %(fork)s),
+    safe_height = CASE WHEN k.safe_height > %(fork)s THEN %(fork)s ELSE k.safe_height END,
     scan_lease_until = now() + make_interval(secs => %(lease)s), updated_at = now()
 WHERE"""
     + FENCE

@@ -305,7 +305,7 @@ WHERE r.id = m.id AND"""
 _TOUCH_REACHED: LiteralString = (
     """
 WITH cursor AS (
-  SELECT CASE %(against)s WHEN 'safe' THEN safe_height WHEN 'finalized' THEN finalized_height
+  SELECT CASE %(against)s WHEN 'safe' THEN safe_height WHEN 'finalized' THEN finalized_tag_height
          ELSE next_height - 1 END AS height
   FROM app.chain_cursors WHERE chain = %(chain)s AND network = %(network)s
 ), reached AS MATERIALIZED (

@@ -73,7 +73,7 @@ def _chain_view(row: Row) -> ChainView:
         block_seconds=BLOCK_SECONDS_UNKNOWN if row.block_seconds is None else max(0.0, row.block_seconds),
         expiry_time=row.expiry_time,
         safe_height=row.safe_height,
-        finalized_height=row.finalized_height,
+        finalized_height=row.finalized_tag_height,
     )
 
 
@@ -125,7 +125,7 @@ def _is_disowned(row: Row) -> bool:
 # anew, or lost, it must be seen again first. LATERAL and OFFSET 0 as in matching: joined, all settlements were read.
 _VIEW: LiteralString = """
 WITH cursor AS MATERIALIZED (
-  SELECT k.chain_id, k.next_height - 1 AS scanned_height, k.tail_start, k.tip_time, k.safe_height, k.finalized_height,
+  SELECT k.chain_id, k.next_height - 1 AS scanned_height, k.tail_start, k.tip_time, k.safe_height, k.finalized_tag_height,
          extract(epoch FROM now() - k.tip_time)::float8 AS tip_age_seconds,
          (SELECT b.block_time FROM app.chain_blocks b
           WHERE b.chain = k.chain AND b.network = k.network
@@ -139,7 +139,7 @@ WITH cursor AS MATERIALIZED (
   WHERE k.chain = %(chain)s AND k.network = %(network)s AND k.tip_time IS NOT NULL
 )
 SELECT r.id, k.chain_id AS cursor_chain_id, k.scanned_height, k.tip_time, k.tip_age_seconds, k.block_seconds,
-       k.expiry_time, k.safe_height, k.finalized_height,
+       k.expiry_time, k.safe_height, k.finalized_tag_height,
        EXISTS (
          SELECT FROM app.payment_requests o
          WHERE o.chain = r.chain AND o.network = r.network AND o.chain_id IS NOT DISTINCT FROM r.chain_id
