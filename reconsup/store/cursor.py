@@ -249,7 +249,6 @@ def finalized(floor: LiteralString) -> LiteralString:
     )
 
 
-
 # The height that due heights are compared with: the scan's, or that of the tag which the policy names. Of a column that
 # is below something unknown PostgreSQL expects a third of all rows, and may read the whole table; of one that is also
 # above something it expects next to none. So whoever asks for `<=` this also asks for `>= 0`.

@@ -125,7 +125,8 @@ def _is_disowned(row: Row) -> bool:
 # anew, or lost, it must be seen again first. LATERAL and OFFSET 0 as in matching: joined, all settlements were read.
 _VIEW: LiteralString = """
 WITH cursor AS MATERIALIZED (
-  SELECT k.chain_id, k.next_height - 1 AS scanned_height, k.tail_start, k.tip_time, k.safe_height, k.finalized_tag_height,
+  SELECT k.chain_id, k.next_height - 1 AS scanned_height, k.tail_start, k.tip_time, k.safe_height,
+         k.finalized_tag_height,
          extract(epoch FROM now() - k.tip_time)::float8 AS tip_age_seconds,
          (SELECT b.block_time FROM app.chain_blocks b
           WHERE b.chain = k.chain AND b.network = k.network

@@ -229,7 +229,7 @@ def test_a_reorg_during_a_long_absence_is_found(database: Database, anvil: Anvil
             await shop.desk.work()
             assert shop.scanned() == await shop.chain.height()
             assert shop.reasons(id_)[-1] == "payment_reorged"
-            assert sum(method == "eth_getBlockByHash" for method, _ in shop.desk.calls) < 70
+            assert sum(method == "eth_getBlockByNumber" for method, _ in shop.desk.calls) < 1500
 
     asyncio.run(run())
 
