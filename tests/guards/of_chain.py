@@ -32,7 +32,7 @@ TOUCH = '        touched, refused = await _touch(transaction, span | {"against":
 SETTLE = "        settled = await transaction.rows(_SETTLE_BLOCKS, span)\n"
 TAIL = "        tail = await transaction.rows("
 PAID = '+ PAID_BY_BLOCKS\n    + """))\n'
-ORPHANED = '+ _ORPHANED\n    + """))\n'
+ORPHANED = '+ ORPHANED\n    + """))\n'
 BELONGS = "AND r.chain_id = "
 
 NO_GAP = {
