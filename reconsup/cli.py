@@ -199,7 +199,11 @@ def _chain(parsed: argparse.Namespace) -> int:
         with_database = _with_database(settings, stack)
         if with_database is None:
             return EXIT_UNAVAILABLE
-        return resume.run(with_database, parsed.network, parsed.from_height, print)
+        return resume.run(with_database, parsed.network, parsed.from_height, print, _complain)
+
+
+def _complain(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
 
 
 def _with_database(settings: Settings, stack: ExitStack) -> Settings | None:

@@ -1,4 +1,4 @@
-"""`reconsup chain NETWORK resume [--from HEIGHT]`: a network that stopped itself starts on the chain its endpoints show.
+"""`reconsup chain NETWORK resume [--from HEIGHT]`: start a network that stopped, on the chain that its endpoints show.
 
 Workers may run meanwhile: the network is stopped, so nobody writes on it, and the one transaction that starts it again
 (`store.resume`) fences them. Every endpoint that answers is asked, and all must show the same.
@@ -39,7 +39,9 @@ Say = Callable[[str], None]
 T = TypeVar("T")
 
 
-class _Refused(Exception):  # noqa: N818 - not an error of ours: the answer to whoever gave the command
+class _Refused(Exception):
+    """The answer to whoever gave the command: an exit code and one sentence."""
+
     def __init__(self, code: int, sentence: str) -> None:
         super().__init__(sentence)
         self.code = code
@@ -54,18 +56,18 @@ class _Start:
     asked: tuple[SettledBlock, ...] | None
 
 
-def run(settings: Settings, name: str, height: int | None, say: Say) -> int:
+def run(settings: Settings, name: str, height: int | None, say: Say, complain: Say) -> int:
     """Start the network again above the fork, or above `height`; the exit code. Says what was done, or why not."""
     try:
         return asyncio.run(_run(settings, Network(ETHEREUM, name), height, say))
     except _Refused as refused:
-        say(f"reconsup: {refused}")
+        complain(f"reconsup: {refused}")
         return refused.code
     except (ChainUnavailable, ChainInconsistent) as error:
-        say(f"reconsup: {error}. Nothing was changed")
+        complain(f"reconsup: {error}. Nothing was changed")
         return EXIT_ENDPOINT
     except (StoreUnavailable, StoreRejected, SchemaBehind) as error:
-        say(f"reconsup: database: {error}. Either nothing was changed or all: give the command again")
+        complain(f"reconsup: database: {error}. Either nothing was changed or all: give the command again")
         return EXIT_UNAVAILABLE
 
 
