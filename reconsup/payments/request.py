@@ -5,6 +5,7 @@ pair names the only reason the history may give for it. Statuses that reconsup n
 to other programs) have no row. Nothing here looks at a clock, a database or a chain.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -12,6 +13,7 @@ from types import MappingProxyType
 
 ETHEREUM = "ethereum"
 NATIVE_ASSET = "ETH"
+EVM_ADDRESS = re.compile(r"0x[0-9a-f]{40}", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -73,6 +75,8 @@ class RowError(StrEnum):
     AMBIGUOUS_ADDRESS = "ambiguous_address"
     CHAIN_ID_MISMATCH = "chain_id_mismatch"
     TOKEN_CONTRACT_MISSING = "token_contract_missing"  # noqa: S105 - a reason, not a password
+    TOKEN_CONTRACT_INVALID = "token_contract_invalid"  # noqa: S105 - a reason, not a password
+    ADDRESS_INVALID = "address_invalid"  # nobody can pay it: it would expire, whatever the customer did
     AMOUNT_NEGATIVE = "amount_negative"
 
 
@@ -87,6 +91,7 @@ class PaymentRequest:
     id: str
     network: str
     asset: str
+    address: str
     status: Status
     expected_amount_minor: int | None
     chain_id: int | None
@@ -108,6 +113,10 @@ class PaymentRequest:
             return RowError.TOKEN_CONTRACT_MISSING
         if not self.token_contract and self.asset != NATIVE_ASSET:  # USDT without its contract is not paid in wei
             return RowError.TOKEN_CONTRACT_MISSING
+        if self.token_contract and not EVM_ADDRESS.fullmatch(self.token_contract):
+            return RowError.TOKEN_CONTRACT_INVALID
+        if not EVM_ADDRESS.fullmatch(self.address):
+            return RowError.ADDRESS_INVALID
         if self.expected_amount_minor is not None and self.expected_amount_minor < 0:
             return RowError.AMOUNT_NEGATIVE
         if shares_address:

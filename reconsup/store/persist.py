@@ -239,7 +239,8 @@ WITH locked AS MATERIALIZED (
         ELSE make_interval(secs => least(3600, 15 * 2 ^ least(r.reconcile_failures, 12))) END,
       reconcile_due_height = l.look_height,
       reconcile_admitted_height = CASE
-        WHEN l.error IN ('ambiguous_address', 'chain_id_mismatch', 'token_contract_missing') THEN NULL
+        WHEN l.error IN ('ambiguous_address', 'chain_id_mismatch', 'token_contract_missing', 'token_contract_invalid',
+                         'address_invalid') THEN NULL
         ELSE r.reconcile_admitted_height END,
       reconcile_failures = CASE WHEN l.error IS NULL THEN 0 ELSE r.reconcile_failures + 1 END,
       reconcile_crashes = 0,
