@@ -2,7 +2,7 @@
 
 import pytest
 
-from reconsup.payments.decision import Decision
+from reconsup.payments.decision import Counted, Decision
 from reconsup.payments.request import Status
 from tests.payments.make import OVER, decided, lost, paid
 
@@ -58,6 +58,6 @@ def test_late_money_that_was_taken_back_is_not_told_of() -> None:
 def test_money_in_time_that_the_expiry_did_not_know_is_told_of_as_late() -> None:
     """Seen to fail with money in time left out: a deep reorg brought it, and nobody would ever have heard of it."""
     known, unknown = paid(40, 9, ref="0xa1:7"), paid(60, 9, ref="0xa2:1")
-    decision = decided(EXPIRED, known, unknown, view=OVER, expired_transactions=frozenset({"0xa1"}))
+    decision = decided(EXPIRED, known, unknown, view=OVER, counted=Counted({"0xa1": 40}))
 
     assert refs(decision) == ["0xa2:1"]
