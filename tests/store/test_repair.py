@@ -1,6 +1,7 @@
 """Settlements of ours that another program disowned: repaired where nothing proves it right."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from reconsup.payments.request import Network
 from reconsup.store import admission
 from tests.support.ledgers import (
+    OTHER,
     Chain,
     Emptied,
     born,
@@ -18,6 +20,7 @@ from tests.support.ledgers import (
     rolled_back,
     settlements_of,
     store,
+    with_epochs,
 )
 from tests.support.stepped import Stepped, until_done_or_blocked
 
@@ -160,5 +163,49 @@ def test_admission_is_one_networks(emptied: Emptied) -> None:
             id_ = insert(emptied, network="sepolia")
             await admission.admit(worker, await claimed(worker, network=sepolia))
             assert settlements_of(emptied, id_) == {}
+
+    asyncio.run(story())
+
+
+def test_who_lost_the_request_repairs_nothing_of_it(emptied: Emptied) -> None:
+    """Seen to fail (its settlement written by a worker that is nobody there any more) without the lease in the lock."""
+    id_ = insert(emptied)
+    chain = Chain(first=100)
+    chain.mine(ether(ADDRESS, 3, "t"), time=now())
+
+    async def story() -> None:
+        async with store(emptied) as worker:
+            await committed(worker, await born(worker, chain), *chain.blocks)
+            emptied.execute("UPDATE app.payment_request_settlements SET is_canonical = false")
+            batch = await claimed(worker)
+            before = settlements_of(emptied, id_)
+            assert await admission.repair(worker, with_epochs(batch, -1), [id_]) == 0
+            assert await admission.repair(worker, replace(batch, owner=OTHER), [id_]) == 0
+            assert settlements_of(emptied, id_) == before
+            assert await admission.repair(worker, batch, [id_]) == 1
+
+    asyncio.run(story())
+
+
+def test_a_repair_locks_its_requests_before_their_settlements(emptied: Emptied) -> None:
+    """In the order of all: while somebody has the request, no settlement of it is locked.
+
+    Seen to fail (the settlement locked) when the requests are not locked first.
+    """
+    id_ = insert(emptied)
+    chain = Chain(first=100)
+    chain.mine(ether(ADDRESS, 3, "t"), time=now())
+
+    async def story() -> None:
+        async with store(emptied, "worker") as worker:
+            await committed(worker, await born(worker, chain), *chain.blocks)
+            emptied.execute("UPDATE app.payment_request_settlements SET is_canonical = false")
+            batch = await claimed(worker)
+            with emptied.connect(autocommit=False) as other:
+                other.execute("SELECT 1 FROM app.payment_requests WHERE id = %s FOR NO KEY UPDATE", [id_])
+                repairing = asyncio.create_task(admission.repair(worker, batch, [id_]))
+                await until_done_or_blocked(emptied.url, "worker", repairing)
+                other.execute("SELECT 1 FROM app.payment_request_settlements FOR NO KEY UPDATE NOWAIT")
+            assert await repairing == 1
 
     asyncio.run(story())

@@ -21,6 +21,7 @@ from tests.support.ledgers import (
     born,
     claimed,
     committed,
+    cursor_of,
     decided,
     due_in_seconds,
     ether,
