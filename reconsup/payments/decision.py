@@ -298,11 +298,16 @@ def _is_confirmed(settlement: Settlement, view: ChainView, policy: Policy) -> bo
 
 
 def _late(status: Status, request: PaymentRequest, facts: Facts, money: _Money) -> tuple[Settlement, ...]:
-    """Money that came too late to an expired request, or in time but unknown when its expiry was written."""
-    if status != Status.EXPIRED:
+    """Money for a request that is over: too late, or in time but unknown when it expired or was confirmed.
+
+    A person must know of it: somebody paid for nothing, or twice. It never counts towards the status.
+    """
+    if status not in (Status.EXPIRED, Status.CONFIRMED):
         return ()
-    if request.status != Status.EXPIRED:
-        return money.late  # this very decision expires it, and counts all that is in time
+    if request.status != status:
+        return money.late  # this very decision is the end, and counts all that is in time
+    if status == Status.CONFIRMED and facts.counted is None:
+        return ()  # another program confirmed it: nobody knows for which money
     known = facts.counted.amounts if facts.counted else {}
     return money.late + tuple(each for each in money.in_time if each.transaction not in known)
 

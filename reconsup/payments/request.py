@@ -39,7 +39,7 @@ class Status(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a history entry was written. The last four leave the status as it is."""
+    """Why a history entry was written. The last five leave the status as it is."""
 
     DETECTED = "payment_detected"
     CONFIRMED = "payment_confirmed"
@@ -48,6 +48,7 @@ class Reason(StrEnum):
     EXPIRED = "payment_expired"
     UNDERPAID_EXPIRED = "payment_underpaid_expired"
     LATE = "payment_late"
+    AGAIN = "payment_again"  # more money for a request that was confirmed already
     REORGED_AFTER_FINALITY = "payment_reorged_after_finality"
     ROW_FAILED = "row_failed"  # the row could not be processed, and this had not been said of it before
     ROW_SET_ASIDE = "row_set_aside"  # workers died at it: it is looked at no more

@@ -175,8 +175,9 @@ def _entries(
                 proofs=_json(_proof_as_json(outcome.proof)) if outcome.proof else None,
             )  # fmt: skip
         for late in outcome.late:
+            reason = Reason.LATE if outcome.status == Status.EXPIRED else Reason.AGAIN
             add(
-                claim, outcome.status, Reason.LATE, refs=late.evidence_ref, amounts=str(late.amount_minor),
+                claim, outcome.status, reason, refs=late.evidence_ref, amounts=str(late.amount_minor),
                 depths=outcome.confirmations, evidences=_json([_as_json(late)]),
             )  # fmt: skip
     return columns
@@ -281,9 +282,10 @@ FROM unnest(%(of)s::text[], %(froms)s::text[], %(tos)s::text[], %(reasons)s::tex
             %(proofs)s::jsonb[], %(grants)s::bigint[])
   WITH ORDINALITY AS e(id, from_status, to_status, reason, evidence_ref, amount_minor, expected_amount_minor,
                        confirmations, evidence, proof, epoch, position)
-WHERE e.reason <> 'payment_reorged_after_finality' OR NOT EXISTS (
+WHERE e.reason NOT IN ('payment_reorged_after_finality', 'payment_again') OR NOT EXISTS (
   SELECT FROM app.payment_request_transitions t
-  WHERE t.payment_request_id = e.id AND t.reason = e.reason AND t.proof = e.proof
+  WHERE t.payment_request_id = e.id AND t.reason = e.reason
+    AND (t.proof = e.proof OR t.evidence_ref = e.evidence_ref)
   OFFSET 0)
 ORDER BY e.position
 ON CONFLICT (payment_request_id, evidence_ref) WHERE reason = 'payment_late' DO NOTHING

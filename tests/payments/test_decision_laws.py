@@ -229,7 +229,8 @@ def late_money_never_counts(world: World, decision: Decision) -> None:
 
     assert dataclasses.replace(decision, late=()) == dataclasses.replace(without, late=())
     assert all(each.orphaning is None for each in decision.late)
-    if decision.status == Status.EXPIRED:
+    is_known = world.request.status != Status.CONFIRMED or world.facts.counted is not None
+    if decision.status == Status.EXPIRED or (decision.status == Status.CONFIRMED and is_known):
         assert set(told) == {each for each in world.facts.settlements if not each.orphaning} - set(in_time)
     else:
         assert decision.late == ()
