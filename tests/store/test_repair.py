@@ -122,7 +122,7 @@ def test_below_the_tail_a_proof_still_stands(emptied: Emptied) -> None:
 
 
 def test_a_repair_waits_for_a_rollback_under_way_and_then_sees_its_proof(emptied: Emptied) -> None:
-    """Seen to fail (orphaned money made canonical) without the lock on the cursor."""
+    """Seen to fail (made canonical although the cursor has left its block) without the lock on the cursor."""
     id_ = insert(emptied)
     chain = Chain(first=100)
     chain.mine()
@@ -132,7 +132,7 @@ def test_a_repair_waits_for_a_rollback_under_way_and_then_sees_its_proof(emptied
 
     async def story() -> None:
         async with (
-            Stepped(emptied.url, before="UPDATE app.payment_request_settlements", name="scanner") as scanner,
+            Stepped(emptied.url, before="WITH orphaned AS", name="scanner") as scanner,
             store(emptied, "worker") as worker,
         ):
             cursor = (await committed(worker, await born(worker, chain), *chain.blocks)).cursor
@@ -190,7 +190,7 @@ def test_who_lost_the_request_repairs_nothing_of_it(emptied: Emptied) -> None:
 def test_a_repair_locks_its_requests_before_their_settlements(emptied: Emptied) -> None:
     """In the order of all: while somebody has the request, no settlement of it is locked.
 
-    Seen to fail (the settlement locked) when the requests are not locked first.
+    Seen to fail (repaired, while somebody decides the request) when the requests are not locked first.
     """
     id_ = insert(emptied)
     chain = Chain(first=100)
@@ -205,6 +205,7 @@ def test_a_repair_locks_its_requests_before_their_settlements(emptied: Emptied) 
                 other.execute("SELECT 1 FROM app.payment_requests WHERE id = %s FOR NO KEY UPDATE", [id_])
                 repairing = asyncio.create_task(admission.repair(worker, batch, [id_]))
                 await until_done_or_blocked(emptied.url, "worker", repairing)
+                assert not repairing.done()
                 other.execute("SELECT 1 FROM app.payment_request_settlements FOR NO KEY UPDATE NOWAIT")
             assert await repairing == 1
 
