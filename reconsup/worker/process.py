@@ -161,7 +161,11 @@ class _Worker:
                 due_against=_due_against(self._settings, network),
             ),
             await stack.enter_async_context(self._database()),
-            EvmChain(endpoint),
+            EvmChain(
+                endpoint,
+                proves=self._settings.proves_blocks(network.name),
+                native_logs_from=self._settings.native_logs_from.get(network.name),
+            ),
             self._cell,
             self._seat.bell,
             self._pauses.pause(),

@@ -49,7 +49,7 @@ GONE = cell(
     last_cycle=None,
 )
 FLEET = Fleet(7, "running", "0.1.0", datetime(2026, 1, 2, tzinfo=UTC), (cell(0), GONE))
-LOCAL = NetworkState(Network("ethereum", "local"), 105, 100, 4.00049, "host-0#ab", None)
+LOCAL = NetworkState(Network("ethereum", "local"), 105, 100, 4.00049, "host-0#ab", None, True)
 STOPPED = NetworkState(Network("ethereum", "stopped"), 9, 8, 1.0, None, "fork below finality")
 UNBORN = NetworkState(Network("ethereum", "unborn"))
 
@@ -107,6 +107,7 @@ def test_status_is_the_contract() -> None:
         "lag_seconds": 4.0,
         "holder": "host-0#ab",
         "stop_reason": None,
+        "proven": True,
     }
     assert told["networks"]["unborn"]["scanned"] is None
 
