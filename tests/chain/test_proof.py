@@ -260,7 +260,7 @@ def test_an_unknown_field_that_is_in_no_hash_harms_nothing() -> None:
 
 def test_what_a_node_sends_instead_of_a_name_is_told_in_few_words() -> None:
     nested: Any = []
-    for _ in range(100_000):
+    for _ in range(5_000):
         nested = [nested]
     block, receipts = of_anvil()
     block["transactions"][0]["type"] = nested

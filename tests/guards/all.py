@@ -2,8 +2,9 @@
 
 from tests.guards.of_chain import OF_CHAIN, WHOSE_MONEY
 from tests.guards.of_leases import OF_LEASES
+from tests.guards.of_proof import OF_PROOF
 
-MUTANTS = OF_LEASES | OF_CHAIN
+MUTANTS = OF_LEASES | OF_CHAIN | OF_PROOF
 
 # Not in `make test`: what has nothing to do with leases and fences, and what takes seconds to fail.
-LONG = {*WHOSE_MONEY, "transaction without an idle time-out"}
+LONG = {*WHOSE_MONEY, *OF_PROOF, "transaction without an idle time-out"}
