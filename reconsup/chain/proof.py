@@ -14,6 +14,7 @@ transaction and receipt. `fromhex` skips white space; the length of what it made
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from Crypto.Hash import keccak
@@ -200,10 +201,10 @@ def _authorization(each: Json) -> str:
 
 def receipt(kind: str | None, raw: Json) -> bytes:
     """Encode a receipt of a transaction of this type as its chain's trie holds it."""
-    logs = raw["logs"]
+    logs = _list("".join(map(_log, raw["logs"])))  # first: what the bloom remembers is then an address or a word
     bloom = raw.get("logsBloom")
     body = _number(raw["status"]) + _number(raw["cumulativeGasUsed"])
-    body += _data(logs_bloom(logs) if bloom is None else bloom) + _list("".join(map(_log, logs)))
+    body += _data(logs_bloom(raw["logs"]) if bloom is None else bloom) + logs
     prefix = "" if kind is None or kind == "0x0" else "0" + kind[2]
     return _bytes(prefix + _list(body))
 
@@ -217,10 +218,14 @@ def logs_bloom(logs: Sequence[Json]) -> str:
     """The filter over the addresses and topics of a receipt's logs, where a node leaves it out: three bits for each."""
     bits = 0
     for text in {text for log in logs for text in (log["address"], *log["topics"])}:
-        hashed = _keccak(_bytes(_digits(text)))
-        for at in (0, 2, 4):
-            bits |= 1 << (int.from_bytes(hashed[at : at + 2]) & 2047)
+        bits |= _bloom_bits(text)
     return f"0x{bits:0512x}"
+
+
+@lru_cache(maxsize=4096)  # the same tokens and events in every block
+def _bloom_bits(text: str) -> int:
+    hashed = _keccak(_bytes(_digits(text)))
+    return sum({1 << (int.from_bytes(hashed[at : at + 2]) & 2047) for at in (0, 2, 4)})
 
 
 # -- RLP as hex digits: a string's or list's length stands before it

@@ -22,6 +22,7 @@ PARTS = {
     "scaling": "the same with two and four processes",
     "claims": "a claim at 10 k, 100 k and 1 M open requests; nothing due; a snapshot held open",
     "writes": "statements, WAL and row versions per processed request",
+    "proof": "parse, decode and prove a block of 200 transactions and 500 logs",
     "takeover": "kill -9 of a worker that holds leases, 200 times",
     "rivals": "the queue libraries that Python users would take",
 }

@@ -207,8 +207,9 @@ def _rename(block: Raw, receipts: list[Raw]) -> None:
 def test_whatever_is_removed_or_changed_is_caught(lie: Callable[[Raw, list[Raw]], None], words: str) -> None:
     """Each passes the checks of structure, or `decode` has refused it before.
 
-    Seen to fail: the first ten without the comparison of the roots; values, recipients and types also without that of
-    the transactions' own hashes; parent and time without that of the header's; the white space without the lengths.
+    Seen to fail: what is missing, moved or doubled, and whatever concerns a receipt, without the comparison of the
+    roots; a transaction's hash without that of the transactions' own hashes; parent and time without that of the
+    header's; the white space without the lengths.
     """
     block, receipts = of_anvil()
     lie(block, receipts)
