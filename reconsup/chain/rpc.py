@@ -188,15 +188,13 @@ def _matched(requests: Sequence[RPCRequest], answers: object) -> list[RPCRespons
 class Endpoint:
     """One network's endpoint. Only ChainUnavailable and ChainInconsistent leave `call` and `batch`."""
 
-    def __init__(
-        self, network: str, urls: Sequence[str], timeout_seconds: float, on_call: OnCall = lambda *_: None
-    ) -> None:
+    def __init__(self, network: str, url: str, timeout_seconds: float, on_call: OnCall = lambda *_: None) -> None:
         self.network = network
-        self.name = redact_url(urls[0])
-        self._secrets = _secrets(urls[0])
+        self.name = redact_url(url)
+        self._secrets = _secrets(url)
         self._timeout_seconds = timeout_seconds
         self._on_call = on_call
-        self._transport = Transport(urls[0], timeout_seconds)
+        self._transport = Transport(url, timeout_seconds)
 
     @property
     def answer_bytes(self) -> int:

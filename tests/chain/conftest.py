@@ -43,7 +43,7 @@ def meter() -> Meter:
 
 def endpoint(url: str, meter: Meter | None = None, timeout_seconds: float = TIMEOUT_SECONDS) -> Endpoint:
     """An endpoint of network "local"; use it as `async with`."""
-    return Endpoint("local", [url], timeout_seconds, meter or Meter())
+    return Endpoint("local", url, timeout_seconds, meter or Meter())
 
 
 def call(url: str, meter: Meter | None = None, timeout_seconds: float = 5.0) -> Any:
