@@ -22,12 +22,6 @@ def twins() -> Iterator[Twins]:
         yield running
 
 
-def part(twins: Twins, a_blocks: int = 3, b_blocks: int = 3) -> None:
-    """Let the two mine different blocks."""
-    twins.a.rpc("anvil_mine", a_blocks, 1)
-    twins.b.rpc("anvil_mine", b_blocks, 2)
-
-
 async def agree(group: Group, first: int, last: int, stored: Mapping[int, str] | None = None) -> None:
     """What the scanner asks before it stores the blocks of a."""
 
@@ -62,7 +56,7 @@ def test_another_block_at_the_same_height_holds_everything_back_and_is_told_once
     async def run() -> None:
         async with nodes_at(*twins.urls) as group:
             await group.pin()
-            part(twins, 3, 9)
+            twins.part(3, 9)
             with capture_logs() as logs:
                 for _ in range(3):
                     with pytest.raises(EndpointsDisagree, match="show different blocks 8: nothing is written"):
@@ -93,7 +87,7 @@ def test_a_lower_head_on_another_fork_contradicts_too(twins: Twins, b_blocks: in
     async def run() -> None:
         async with nodes_at(*twins.urls) as group:
             await group.pin()
-            part(twins, 4, b_blocks)
+            twins.part(4, b_blocks)
             with pytest.raises(EndpointsDisagree, match=f"different blocks {5 + b_blocks}"):
                 await agree(group, 6, 9)
             stored = {header.height: header.block_hash for header in await group.headers(0, 5, 8)}
@@ -125,7 +119,7 @@ def test_a_null_for_the_block_of_one_whose_head_is_above_says_nothing(twins: Twi
     async def run() -> None:
         async with nodes_at(*twins.urls) as group:
             await group.pin()
-            part(twins, 1, 3)
+            twins.part(1, 3)
             twins.at_b.spoil = lambda requests, answers: [
                 answer | {"result": None} if request["params"][:1] == ["0x6"] else answer
                 for request, answer in zip(requests, answers, strict=True)
@@ -161,7 +155,7 @@ def test_a_witness_of_another_chain_has_no_say(twins: Twins) -> None:
             await agree(group, 4, 5)
             await group.wait(1)
             twins.at_b.spoil = change("eth_chainId", lambda _: "0x5")
-            part(twins)
+            twins.part()
             await agree(group, 6, 8)
 
     asyncio.run(run())
@@ -179,7 +173,7 @@ def test_a_head_that_stands_still_while_anothers_grows_by_32_blocks_has_no_say_u
     async def run() -> None:
         async with nodes_at(*twins.urls) as group:
             await group.pin()
-            part(twins, 31, 1)
+            twins.part(31, 1)
             for height in (6, 20, 36):
                 await group.wait(100)
                 with pytest.raises(EndpointsDisagree):
@@ -208,7 +202,7 @@ def test_a_head_that_jumps_silences_nobody(twins: Twins) -> None:
     async def run() -> None:
         async with nodes_at(*twins.urls) as group:
             await group.pin()
-            part(twins, 1, 1)
+            twins.part(1, 1)
             with pytest.raises(EndpointsDisagree):
                 await agree(group, 6, 6)
             twins.a.rpc("anvil_mine", 1000, 1)
