@@ -20,6 +20,10 @@ class Throttled(ChainUnavailable):
     """The endpoint asks us to come back later."""
 
 
+class CallRefused(ChainUnavailable):
+    """The endpoint answers, and refuses this very call: another endpoint may not."""
+
+
 class AnswerTooLarge(ChainUnavailable):
     """The endpoint, or our own limit, refuses an answer of this size: ask for less at a time."""
 

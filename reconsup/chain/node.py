@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from reconsup.chain.block import Header
-from reconsup.chain.errors import AnswerTooSlow, Behind, ChainInconsistent, ChainUnavailable, Throttled, WrongChain
+from reconsup.chain.errors import (
+    AnswerTooSlow,
+    Behind,
+    CallRefused,
+    ChainInconsistent,
+    ChainUnavailable,
+    Throttled,
+    WrongChain,
+)
 from reconsup.chain.evm import ChainIdentity, EvmChain
 
 ASIDE_SECONDS_MIN = 1.0
@@ -22,6 +30,7 @@ class Aside(StrEnum):
     """Why an endpoint is set aside."""
 
     UNAVAILABLE = "unavailable"
+    REFUSES = "refuses"  # only what was asked: for a moment, so that who needs something else does not lose it
     SLOW = "slow"
     THROTTLED = "throttled"
     INCONSISTENT = "inconsistent"
@@ -50,6 +59,8 @@ def cause(error: ChainUnavailable | ChainInconsistent) -> Aside:
             return Aside.THROTTLED
         case AnswerTooSlow():
             return Aside.SLOW
+        case CallRefused():
+            return Aside.REFUSES
         case Behind():
             return Aside.BEHIND
     return Aside.UNAVAILABLE
@@ -87,9 +98,10 @@ class Node:
 
     def set_aside(self, why: Aside, now: float, retry_after_seconds: float | None = None) -> None:
         """Leave it alone for a time that doubles with each failure, and as long as it asked for."""
-        self.failures += 1
+        self.failures += why is not Aside.REFUSES
         self.aside = why
-        self.until = now + min(ASIDE_SECONDS_MIN * 2 ** min(self.failures - 1, 20), ASIDE_SECONDS_MAX)
+        doublings = 0 if why is Aside.REFUSES else min(self.failures - 1, 20)
+        self.until = max(self.until, now + min(ASIDE_SECONDS_MIN * 2**doublings, ASIDE_SECONDS_MAX))
         self.not_before = max(self.not_before, now + (retry_after_seconds or 0.0))
 
     def has_worked(self, *, wholly: bool) -> None:
@@ -99,7 +111,7 @@ class Node:
 
     def must_tell(self, now: float) -> bool:
         """Whether the operator hears that it is set aside: when it is news, and from time to time."""
-        is_passing = self.aside in (Aside.THROTTLED, Aside.BEHIND) and self.failures < PASSING_FAILURES
+        is_passing = self.aside in (Aside.THROTTLED, Aside.BEHIND, Aside.REFUSES) and self.failures < PASSING_FAILURES
         is_news = self.told is None or (self.aside is not self.told and self.aside in (Aside.WRONG_CHAIN, Aside.STUCK))
         if is_passing or not (is_news or now >= self.told_at + TELL_AGAIN_SECONDS):
             return False

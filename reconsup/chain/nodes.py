@@ -21,6 +21,7 @@ from reconsup.chain.block import Block, Header
 from reconsup.chain.errors import (
     AnswerTooSlow,
     Behind,
+    CallRefused,
     ChainInconsistent,
     ChainUnavailable,
     EndpointsDisagree,
@@ -272,7 +273,7 @@ class Nodes:
         return latest, there
 
     def _failed(self, node: Node, error: ChainUnavailable | ChainInconsistent) -> None:
-        node.is_met = False
+        node.is_met = node.is_met and isinstance(error, CallRefused)
         retry_after = error.retry_after_seconds if isinstance(error, ChainUnavailable) else None
         self._set_aside(node, cause(error), str(error), retry_after)
 

@@ -26,7 +26,15 @@ from web3 import AsyncHTTPProvider
 from web3.types import RPCEndpoint, RPCRequest, RPCResponse
 
 from reconsup import __version__
-from reconsup.chain.errors import AnswerTooLarge, AnswerTooSlow, ChainInconsistent, ChainUnavailable, Throttled
+from reconsup.chain.errors import (
+    AnswerTooLarge,
+    AnswerTooSlow,
+    CallRefused,
+    ChainInconsistent,
+    ChainUnavailable,
+    Throttled,
+)
+from reconsup.chain.rate import Rate
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 KEEPALIVE_SECONDS = 75.0  # longer than the default poll interval, so that an idle worker keeps its connection
@@ -34,6 +42,13 @@ CONNECTIONS_MAX = 8
 RETRY_AFTER_SECONDS_MAX = 3600.0
 QUOTED_CHARS_MAX = 160  # of an endpoint's own words in our messages
 SECRET_CHARS_MIN = 6  # shorter pieces of a URL ("v3", "rpc", "eth") are words, not keys
+
+# What providers say of an answer, a range or a batch that is too much for them.
+OF_SIZE = (
+    r"too (large|big|long|wide)|too many (results|blocks|logs|calls)|more than [\d,]+ (results|logs|blocks)|"
+    r"(block range|response size|results?).{0,30}(limit|exceed|maximum)|(limit|exceed|maximum).{0,30}"
+    r"(block range|response size)|with this block range|batch.{0,30}(limit|exceed|maximum)"
+)
 
 # Called as (network, method, outcome, seconds); outcome is ok, error, timeout, throttled or inconsistent. Once for
 # every JSON-RPC call, in a batch too; seconds are those of the HTTP exchange that it went with.
@@ -53,13 +68,15 @@ class Refusal:
     @property
     def is_throttling(self) -> bool:
         """Whether it asks us to come back later."""
+        if self.code == -32005 and self._says(OF_SIZE):
+            return False  # the code means "limit exceeded": some use it for the limit of an answer's size
         words = r"rate.?limit|too many requests|compute units|throttl"
         return self.code in (429, -32005, -32029) or self._says(words)
 
     @property
     def is_too_large(self) -> bool:
         """Whether it asks us to want less at a time."""
-        return self.code in (413, -32003) or self._says(r"too (large|big|long)|batch.{0,30}(limit|exceed|maximum)")
+        return self.code in (413, -32003) or self._says(OF_SIZE)
 
     @property
     def is_unsupported(self) -> bool:
@@ -195,6 +212,7 @@ class Endpoint:
         self._timeout_seconds = timeout_seconds
         self._on_call = on_call
         self._transport = Transport(url, timeout_seconds)
+        self._rate = Rate()
 
     @property
     def answer_bytes(self) -> int:
@@ -234,7 +252,7 @@ class Endpoint:
             raise Throttled(self.says(f"is throttling {quoted}"), answer.retry_after_seconds)
         if answer.is_too_large:
             raise AnswerTooLarge(self.says(f"refuses the size of {quoted}"))
-        raise ChainUnavailable(self.says(f"refuses {quoted}"))
+        raise CallRefused(self.says(f"refuses {quoted}"))
 
     def says(self, what: str) -> str:
         """Begin a message with whom it is about."""
@@ -259,6 +277,8 @@ class Endpoint:
         return Refusal(error["code"], self._clean(str(error.get("message", ""))), _backoff_seconds(error.get("data")))
 
     async def _metered(self, calls: Sequence[Call], make: Callable[[Sequence[Call]], Any]) -> list[Any]:
+        if (seconds := self._rate.take_turn(time.monotonic())) > 0:
+            await asyncio.sleep(seconds)
         started = time.monotonic()
         answers: list[Any] = []
         failure: Failure | None = None
@@ -267,8 +287,13 @@ class Endpoint:
         except (ChainUnavailable, ChainInconsistent, _HttpRefusal, aiohttp.ClientError, OSError, ValueError) as error:
             failure = self._failure(error)
         seconds = time.monotonic() - started
-        for index, (method, _) in enumerate(calls):
-            self._on_call(self.network, method, _outcome(failure or answers[index]), seconds)
+        outcomes = [_outcome(failure or answer) for answer in answers or [failure] * len(calls)]
+        if "throttled" in outcomes:
+            self._rate.was_throttled()
+        else:
+            self._rate.was_answered()
+        for (method, _), outcome in zip(calls, outcomes, strict=True):
+            self._on_call(self.network, method, outcome, seconds)
         if failure is not None:
             raise failure  # outside the except: the cause is left behind, its text may hold the URL
         return answers
