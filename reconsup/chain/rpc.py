@@ -25,7 +25,7 @@ from eth_typing import URI
 from web3 import AsyncHTTPProvider
 from web3.types import RPCEndpoint, RPCRequest, RPCResponse
 
-from reconsup import __version__
+from reconsup import __version__, redact
 from reconsup.chain.errors import (
     AnswerTooLarge,
     AnswerTooSlow,
@@ -88,16 +88,10 @@ class Refusal:
         return re.search(words, self.message, re.IGNORECASE) is not None
 
 
-def redact_url(url: str) -> str:
-    """Show where a URL leads without what it may hide: user, path, query and fragment become "…"."""
+def _shown(url: str) -> str:
+    """Where a URL leads, without what it may hide."""
     parts = _split(url)
-    if parts is None or not parts.hostname:
-        return "(unreadable URL)"
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    port = f":{parts.port}" if parts.port else ""
-    user = "…@" if parts.username or parts.password else ""
-    hidden = "/…" if parts.path.strip("/") or parts.query or parts.fragment else ""
-    return f"{parts.scheme}://{user}{host}{port}{hidden}"
+    return redact.redact_url(url) if parts is not None and parts.hostname else "(unreadable URL)"
 
 
 def _split(url: str) -> SplitResult | None:
@@ -207,7 +201,7 @@ class Endpoint:
 
     def __init__(self, network: str, url: str, timeout_seconds: float, on_call: OnCall = lambda *_: None) -> None:
         self.network = network
-        self.name = redact_url(url)
+        self.name = _shown(url)
         self._secrets = _secrets(url)
         self._timeout_seconds = timeout_seconds
         self._on_call = on_call
