@@ -86,7 +86,7 @@ FAULTS = {
 def test_a_payment_is_confirmed_through_the_other_endpoint_without_a_pause(
     database: Database, twins: Twins, fault: str
 ) -> None:
-    """And where none gives the block whole, the status waits. Seen to fail without the fail-over in Nodes.ask."""
+    """And where none gives the block whole, the status waits."""
 
     async def story(shop: Shop) -> None:
         await shop.desk.work()
