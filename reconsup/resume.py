@@ -83,7 +83,7 @@ async def _run(settings: Settings, network: Network, height: int | None, say: Sa
         if not state.is_ready:
             raise _Refused(EXIT_UNAVAILABLE, state.sentence())
         chains = [
-            EvmChain(await stack.enter_async_context(Endpoint(network.name, [url], settings.rpc_timeout_seconds)))
+            EvmChain(await stack.enter_async_context(Endpoint(network.name, url, settings.rpc_timeout_seconds)))
             for url in urls
         ]
         for _ in range(ATTEMPTS):

@@ -172,6 +172,11 @@ RPC_REQUESTS = _counter(
     method=_METHODS,
     outcome=_OUTCOMES,
 )
+RPC_DISAGREEMENTS = _counter(
+    "reconsup_rpc_disagreements_total",
+    ("network",),
+    "Times that nothing was written because two endpoints of a network show different blocks; grows while they do",
+)
 RPC_SECONDS = _histogram(
     "reconsup_rpc_seconds",
     ("network", "method"),
@@ -190,6 +195,7 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     REORGS,
     SETTLEMENTS_REPAIRED,
     RPC_REQUESTS,
+    RPC_DISAGREEMENTS,
     RPC_SECONDS,
 )
 

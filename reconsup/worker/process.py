@@ -15,6 +15,7 @@ import uvloop
 
 from reconsup import logs
 from reconsup.chain.evm import EvmChain
+from reconsup.chain.nodes import Nodes
 from reconsup.chain.rpc import Endpoint
 from reconsup.fleet.posix import Seat, WorkerState
 from reconsup.monitor import metrics
@@ -144,13 +145,6 @@ class _Worker:
             group.create_task(self._pauses.stopping.wait(), name="drain")
 
     async def _scanner(self, stack: AsyncExitStack, network: Network) -> Scanner:
-        endpoint = Endpoint(
-            network.name,
-            self._settings.rpc_urls[network.name],
-            self._settings.rpc_timeout_seconds,
-            on_call=_count_rpc_call,
-        )
-        await stack.enter_async_context(endpoint)
         return Scanner(
             Watch(
                 network=network,
@@ -161,10 +155,22 @@ class _Worker:
                 due_against=_due_against(self._settings, network),
             ),
             await stack.enter_async_context(self._database()),
-            evm_chain(endpoint, self._settings),
+            await self._nodes(stack, network),
             self._cell,
             self._seat.bell,
             self._pauses.pause(),
+        )
+
+    async def _nodes(self, stack: AsyncExitStack, network: Network) -> Nodes:
+        """The network's endpoints, one for each of its URLs."""
+        chains = []
+        for url in self._settings.rpc_urls[network.name]:
+            endpoint = Endpoint(network.name, url, self._settings.rpc_timeout_seconds, on_call=_count_rpc_call)
+            chains.append(evm_chain(await stack.enter_async_context(endpoint), self._settings))
+        return Nodes(
+            chains,
+            quorum=self._settings.quorum(network.name),
+            proves=self._settings.proves_blocks(network.name),
         )
 
     def _duty(self) -> Duty:
