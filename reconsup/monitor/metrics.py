@@ -161,6 +161,7 @@ LEASES_RELEASED = _counter(
     cause=_CAUSES,
 )
 BLOCKS_SCANNED = _counter("reconsup_blocks_scanned_total", ("network",), "Blocks read whole and committed")
+SPAN_BLOCKS = _counter("reconsup_span_blocks_total", ("network",), "Blocks older than the tail read for old requests")
 REORGS = _counter("reconsup_reorgs_total", ("network",), "Proven reorganisations rolled back")
 SETTLEMENTS_REPAIRED = _counter(
     "reconsup_settlements_repaired_total", (), "Settlements of ours that another program had marked non-canonical"
@@ -187,6 +188,7 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     ROW_FAILURES,
     LEASES_RELEASED,
     BLOCKS_SCANNED,
+    SPAN_BLOCKS,
     REORGS,
     SETTLEMENTS_REPAIRED,
     RPC_REQUESTS,
