@@ -34,6 +34,7 @@ STORE_RETRY_SECONDS = 1.0
 REST_SECONDS_MAX = 1.0
 STAND_BACK_FAILURES = 3  # in a row: another worker, with another endpoint, may have these blocks
 TOLD_EVERY_SECONDS = 60.0
+TOLD_EVERY_FAILURES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +90,9 @@ class SpanReader:
     async def turn(self) -> float:
         """A step, and what can go wrong in it; how many seconds to wait before the next one."""
         try:
-            seconds = await self.step()
+            return await self.step()
         except (ChainUnavailable, ChainInconsistent, StoreUnavailable, StoreRejected) as error:
             return await self._failed(error)
-        self._failures = 0
-        return seconds
 
     async def step(self) -> float:
         """Do the next thing; how many seconds to wait before the one after it."""
@@ -102,6 +101,7 @@ class SpanReader:
             return reading.poll_interval_seconds
         span = await spans.read(self._database, reading.network, join_seconds=reading.join_seconds)
         if span is None:
+            self._failures = 0
             return reading.poll_interval_seconds
         if span.owner != reading.owner:
             return await self._take(span)
@@ -136,6 +136,7 @@ class SpanReader:
         done = await spans.step(self._database, span, blocks, lease_seconds=self._reading.lease_seconds)
         if done is None:
             return self._lost()
+        self._failures = 0
         self._range_blocks = min(READ_BLOCKS_MAX, self._range_blocks * 2)
         self._count(blocks, done)
         if done.refused:
@@ -187,7 +188,7 @@ class SpanReader:
                 todo="PostgreSQL refuses a settlement of an old block, or the touch of a request: put it right. "
                 "Until then no request that needs this network's old blocks expires",
             )
-        elif self._failures in (1, STAND_BACK_FAILURES):
+        elif self._failures in (1, STAND_BACK_FAILURES) or self._failures % TOLD_EVERY_FAILURES == 0:
             self._log.warning(
                 "span_failed",
                 error=str(error),
