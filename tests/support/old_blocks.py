@@ -114,9 +114,11 @@ class Scene:
             assert done is not None
             settled += done.settlements
             span = await self.span()
-        while not (closed := await spans.close(self.reader, span)).is_over:  # type: ignore[union-attr]
-            pass
-        assert closed is not None
+        is_over = False
+        while not is_over:
+            closed = await spans.close(self.reader, span)
+            assert closed is not None
+            is_over = closed.is_over
         return settled
 
     def rows(self) -> list[dict[str, Any]]:
