@@ -2,8 +2,13 @@
 
 from tests.guards.of_chain import OF_CHAIN, WHOSE_MONEY
 from tests.guards.of_leases import OF_LEASES
+from tests.guards.of_spans import ENDLESS, OF_SPANS
 
-MUTANTS = OF_LEASES | OF_CHAIN
+MUTANTS = OF_LEASES | OF_CHAIN | OF_SPANS
 
 # Not in `make test`: what has nothing to do with leases and fences, and what takes seconds to fail.
-LONG = {*WHOSE_MONEY, "transaction without an idle time-out"}
+LONG = {
+    *WHOSE_MONEY,
+    *(name for name, mutant in OF_SPANS.items() if mutant.without == ENDLESS),
+    "transaction without an idle time-out",
+}

@@ -12,6 +12,7 @@ from reconsup.store import admission, leases, spans
 from reconsup.store.joining import WAITING
 from reconsup.store.persist import Failure
 from reconsup.store.spans import Stepped
+from tests.support import stepped
 from tests.support.ledgers import (
     LEASE_SECONDS,
     NETWORK,
@@ -277,6 +278,41 @@ def test_a_member_that_is_confirmed_meanwhile_needs_the_span_no_more(emptied: Em
             assert await spans.close(scene.reader, span) == spans.Closed(0, is_over=True)
             assert request_of(emptied, id_)["reconcile_admitted_height"] is None
             assert scene.rows() == []
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("status", ["confirmed", "expired"])
+def test_a_member_that_is_confirmed_meanwhile_is_none_any_more(emptied: Emptied, status: str) -> None:
+    async def story() -> None:
+        async with Scene(emptied) as scene:
+            id_ = scene.insert()
+            batch = await claimed(scene.worker)
+            await admission.admit(scene.worker, batch)
+            await persisted(scene.worker, batch, decided(Status(status)))
+            assert request_of(emptied, id_)["reconcile_span_height"] is None
+
+    asyncio.run(story())
+
+
+def test_a_member_that_is_open_when_its_span_is_given_up_is_not_admitted(emptied: Emptied) -> None:
+    """Somebody changed its status by hand and back: it begins anew. Seen to fail without the condition."""
+
+    async def story() -> None:
+        async with (
+            Scene(emptied) as scene,
+            stepped.Stepped(emptied.url, before="LIMIT %(limit)s FOR NO KEY", name="close") as reader,
+        ):
+            id_ = scene.insert()
+            await scene.admit()
+            span = await scene.taken()
+            emptied.execute("UPDATE app.payment_requests SET status = 'confirmed'")
+            closing = asyncio.create_task(spans.close(reader, span))
+            await reader.reached()
+            emptied.execute("UPDATE app.payment_requests SET status = 'pending'")
+            reader.go()
+            assert await closing == spans.Closed(0, is_over=True)
+            assert request_of(emptied, id_)["reconcile_admitted_height"] is None
 
     asyncio.run(story())
 
