@@ -112,8 +112,8 @@ MEMBERS = {
     "span without the lock on the cursor": Mutant(
         SPANS,
         (Swap(LOCKED, "stop_reason IS NULL\n"),),
-        f"{MEETINGS}::test_a_request_that_comes_while_a_span_ends_opens_the_next_one",
-        "a request joins a span that is just being ended, and waits for nobody",
+        f"{MEETINGS}::test_a_reader_waits_for_whoever_changes_the_networks_cursor",
+        "old blocks of a chain that is just being given up are settled",
     ),
     "span that looks for requests before it has the cursor": Mutant(
         SPANS,
@@ -123,7 +123,7 @@ MEMBERS = {
                 PAID + LOCK + ADVANCE,
             ),
         ),
-        f"{MEETINGS}::test_a_request_that_joins_while_the_reader_waits_for_the_cursor_is_seen_by_it[False]",
+        f"{MEETINGS}::test_a_request_that_joins_before_the_reader_has_the_cursor_is_seen_by_it",
         UNSEEN,
     ),
     "giving up a span without asking once more": Mutant(
@@ -165,7 +165,7 @@ MEMBERS = {
     "a confirmed row that stays a member": Mutant(
         PERSIST,
         (Swap("\n          OR l.status IN ('confirmed', 'expired') THEN NULL", " THEN NULL"),),
-        f"{TESTS}::test_a_member_that_is_confirmed_meanwhile_is_none_any_more",
+        f"{TESTS}::test_a_member_that_is_confirmed_meanwhile_is_none_any_more[confirmed]",
         "a row that another service locks later is waited for at the end of every span",
     ),
     "reading on for nobody": Mutant(

@@ -42,7 +42,7 @@ async def read_what_is_left(scene: Scene) -> None:
 def test_a_request_that_comes_while_the_first_blocks_are_read_waits_for_the_next_span(emptied: Emptied) -> None:
     """Its admission waits for the reader, and sees then that the span is begun.
 
-    Seen to fail (admitted, its payment never seen) without the reader's lock on the cursor: it joined what was read.
+    Seen to fail (admitted, its payment never seen) when whoever needs a span is a member of the one there is.
     """
 
     async def story() -> None:
@@ -78,12 +78,12 @@ def test_a_request_that_joins_while_the_reader_waits_for_the_cursor_is_seen_by_i
 ) -> None:
     """Where the tail moved on meanwhile, the reader is fenced and begins a block higher.
 
-    Seen to fail (the payment is never seen) when the reader looks for requests before it has the cursor.
+    Seen to fail (the payment in block 200 is never read) when the top stays where it was.
     """
 
     async def story() -> None:
         async with (
-            Scene(emptied, {195: [ether(ADDRESS, 3)]}) as scene,
+            Scene(emptied, {200 if has_moved else 195: [ether(ADDRESS, 3)]}) as scene,
             Stepped(emptied.url, before="COMMIT", name="admission") as worker,
         ):
             scene.insert()
@@ -91,6 +91,7 @@ def test_a_request_that_joins_while_the_reader_waits_for_the_cursor_is_seen_by_i
             span = await scene.taken()
             if has_moved:
                 emptied.execute("UPDATE app.chain_cursors SET tail_start = 201")
+                emptied.execute("DELETE FROM app.chain_credits")
             late = scene.insert(address_canonical=ADDRESS)
             batch = await claimed(scene.worker)
             admitting = asyncio.create_task(admission.admit(worker, batch))
@@ -110,7 +111,7 @@ def test_a_request_that_joins_while_the_reader_waits_for_the_cursor_is_seen_by_i
 
 
 def test_a_request_that_comes_while_a_span_ends_opens_the_next_one(emptied: Emptied) -> None:
-    """Seen to fail (marked as waiting for a span that is gone) without the reader's lock on the cursor."""
+    """It waits until the old one is gone, and is a member of the new one."""
 
     async def story() -> None:
         async with (
@@ -174,6 +175,52 @@ def test_a_payment_in_a_block_that_is_just_leaving_the_tail_is_found_above_or_be
             await scene.read_all()
             assert len(settlements_of(emptied, id_)) == 1
             assert request_of(emptied, id_)["reconcile_admitted_height"] == 220
+
+    asyncio.run(story())
+
+
+def test_a_request_that_joins_before_the_reader_has_the_cursor_is_seen_by_it(emptied: Emptied) -> None:
+    """It comes, and is admitted, while the reader is on its way with the first blocks.
+
+    Seen to fail (the payment is never seen) when the reader looks for requests before it has the cursor.
+    """
+
+    async def story() -> None:
+        async with (
+            Scene(emptied, {195: [ether(ADDRESS, 3)]}) as scene,
+            Stepped(emptied.url, before="SELECT 1 FROM app.chain_cursors", name="step") as reader,
+        ):
+            scene.insert()
+            await scene.admit()
+            reading = asyncio.create_task(scene.step(await scene.taken(), 10, database=reader))
+            await reader.reached()
+            late = scene.insert(address_canonical=ADDRESS)
+            await scene.admit()
+            assert request_of(emptied, late)["reconcile_span_height"] == TAIL_START
+            reader.go()
+            assert await reading == spans.Stepped(1, 1)
+            assert len(settlements_of(emptied, late)) == 1
+
+    asyncio.run(story())
+
+
+def test_a_reader_waits_for_whoever_changes_the_networks_cursor(emptied: Emptied) -> None:
+    """A stop, or a `resume`, that is just being written: what it says of the chain counts.
+
+    Seen to fail (settled though the network is stopped) when the cursor is read without its lock.
+    """
+
+    async def story() -> None:
+        async with Scene(emptied, {195: [ether(ADDRESS, 3)]}) as scene:
+            id_ = scene.insert(address_canonical=ADDRESS)
+            await scene.admit()
+            span = await scene.taken()
+            with emptied.connect(autocommit=False) as other:
+                other.execute("UPDATE app.chain_cursors SET stop_reason = 'x'")
+                reading = asyncio.create_task(scene.step(span, 10))
+                await until_done_or_blocked(emptied.url, "reader", reading)
+            assert await reading is None
+            assert settlements_of(emptied, id_) == {}
 
     asyncio.run(story())
 
