@@ -206,4 +206,41 @@ MEMBERS = {
     ),
 }
 
-OF_SPANS = FENCES | MEMBERS
+ORDERS = {
+    "step of a span without the order of ids": Mutant(
+        SPANS,
+        (Swap("AND r.status <> 'failed'\nORDER BY r.id FOR NO KEY", "AND r.status <> 'failed'\nFOR NO KEY"),),
+        "tests/store/test_no_circles.py::test_no_two_acts_wait_for_each_other[step-persist]",
+        "readers and workers wait for each other in a circle until PostgreSQL breaks it, a second each time",
+    ),
+    "end of a span without the order of ids": Mutant(
+        SPANS,
+        (Swap("ORDER BY r.id LIMIT %(limit)s", "LIMIT %(limit)s"),),
+        "tests/store/test_no_circles.py::test_no_two_acts_wait_for_each_other[close-persist]",
+        "readers and workers wait for each other in a circle until PostgreSQL breaks it, a second each time",
+    ),
+}
+
+REFUSALS = {
+    "span that takes no refusal": Mutant(
+        SPANS,
+        (Swap("            return await database.transact(partial(work, is_careful=True))\n", "            raise\n"),),
+        f"{WORKER_TESTS}::test_a_frozen_row_that_was_paid_long_ago_does_not_hold_back_the_others",
+        "one wei to an archived request keeps all old requests of the network from being decided",
+    ),
+}
+
+OF_SPANS = FENCES | MEMBERS | ORDERS | REFUSALS
+
+# In `make test`: those on which it hangs that no payment is missed. The others are as `make test-all` finds them.
+ALWAYS = {
+    "span without the next height",
+    "span without the next hash",
+    "span without the epoch",
+    "end of a span without its fence",
+    "membership of a span that is begun",
+    "joining a span without moving its top",
+    "span that looks for requests before it has the cursor",
+    "admission by a span that was not read",
+    "admission whatever the request's time",
+}

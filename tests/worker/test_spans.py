@@ -334,3 +334,68 @@ def test_the_tail_holds_an_hour_of_a_fast_chain(database: Database, anvil: Anvil
             assert lowest == shop.cursor()["tail_start"] < shop.scanned() - 250
 
     asyncio.run(run())
+
+
+TRIGGER = """
+CREATE FUNCTION app.theirs() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN IF OLD.id = '{id}' THEN RAISE EXCEPTION 'not with me'; END IF; RETURN NEW; END $$;
+CREATE TRIGGER theirs BEFORE UPDATE ON app.payment_requests FOR EACH ROW EXECUTE FUNCTION app.theirs();
+"""
+
+
+def test_a_frozen_row_that_was_paid_long_ago_does_not_hold_back_the_others(database: Database, anvil: Anvil) -> None:
+    """Another service archived it after it had joined the span: it is settled, named and told; once it may be written
+    again it is confirmed.
+
+    Seen to fail (the span never ends, nobody is confirmed) when every touch, and when every admission must succeed.
+    """
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            frozen, paid, unpaid = [await shop.request() for _ in range(3)]
+            await shop.pay(frozen, to_mine=0)
+            await shop.pay(paid)
+            await grow_old(shop, 200)
+            await shop.desk.scan()
+            await shop.desk.look()
+            database.execute(TRIGGER.format(id=frozen))
+            with capture_logs() as logs:
+                await shop.desk.read_span()
+            assert [each["request_id"] for each in logs if each["event"] == "row_refused"] == [frozen]
+            await shop.desk.look()
+            assert [shop.status(id_) for id_ in (frozen, paid, unpaid)] == ["pending", "confirmed", "expired"]
+            assert spans_of(database) == []
+            assert len(shop.settlements(frozen)) == 1
+            assert shop.reasons(frozen) == ["row_failed"]
+            database.execute("DROP TRIGGER theirs ON app.payment_requests")
+            await shop.work()
+            assert shop.status(frozen) == "confirmed"
+
+    asyncio.run(run())
+
+
+def test_a_settlement_that_is_refused_is_an_alarm_and_nobody_is_admitted(database: Database, anvil: Anvil) -> None:
+    """Rather no end of the span than a request that expires though it was paid."""
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            paid, unpaid = await shop.request(), await shop.request()
+            await shop.pay(paid)
+            await grow_old(shop, 100)
+            await shop.desk.scan()
+            await shop.desk.look()
+            database.execute(
+                "ALTER TABLE app.payment_request_settlements ADD CONSTRAINT theirs CHECK (amount_minor < 0) NOT VALID"
+            )
+            with capture_logs() as logs:
+                for _ in range(6):
+                    await shop.desk.reader.turn()
+            assert {each["event"] for each in logs if each["log_level"] == "error"} == {"span_refused"}
+            await shop.work()
+            assert (shop.status(paid), shop.status(unpaid)) == ("pending", "pending")
+            database.execute("ALTER TABLE app.payment_request_settlements DROP CONSTRAINT theirs")
+            database.execute("UPDATE app.chain_spans SET lease_until = now()")
+            await shop.work()
+            assert (shop.status(paid), shop.status(unpaid)) == ("confirmed", "expired")
+
+    asyncio.run(run())
