@@ -213,6 +213,7 @@ CHAIN_LAG = Line("reconsup_chain_lag_seconds", "gauge", ("network",), "Age of th
 CHAIN_STOPPED = Line(
     "reconsup_chain_stopped", "gauge", ("network",), "1: the network stopped itself, a person must act"
 )
+SPAN_BLOCKS_LEFT = Line("reconsup_span_blocks_left", "gauge", ("network",), "Old blocks that requests still wait for")
 CHAIN_PROVEN = Line("reconsup_chain_proven", "gauge", ("network",), "1: blocks are proven complete by their own header")
 BUILD_INFO = Line("reconsup_build_info", "gauge", ("version",), "Always 1")
 
@@ -228,6 +229,7 @@ READ: tuple[Line, ...] = (
     CHAIN_SCANNED,
     CHAIN_LAG,
     CHAIN_STOPPED,
+    SPAN_BLOCKS_LEFT,
     CHAIN_PROVEN,
     BUILD_INFO,
 )
