@@ -1,10 +1,11 @@
 """All mutants by name."""
 
 from tests.guards.of_chain import OF_CHAIN, WHOSE_MONEY
+from tests.guards.of_final import OF_FINAL
 from tests.guards.of_leases import OF_LEASES
 from tests.guards.of_spans import ALWAYS, OF_SPANS
 
-MUTANTS = OF_LEASES | OF_CHAIN | OF_SPANS
+MUTANTS = OF_LEASES | OF_CHAIN | OF_FINAL | OF_SPANS
 
 # Not in `make test`: what has nothing to do with leases and fences, and what takes seconds to fail.
 LONG = {

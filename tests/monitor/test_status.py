@@ -106,6 +106,7 @@ def test_status_is_the_contract() -> None:
         "scanned": 100,
         "span_blocks_left": 7,
         "lag_seconds": 4.0,
+        "at_head": False,
         "holder": "host-0#ab",
         "stop_reason": None,
     }
