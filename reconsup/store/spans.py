@@ -183,16 +183,6 @@ async def close(database: Database, span: Span) -> Closed | None:
     return await _careful_if_refused(database, work)
 
 
-async def abandon(transaction: Transaction, network: Network) -> None:
-    """Forget the network's span, because what it hangs on is not the chain any more: its members begin anew.
-
-    To be called under the cursor's lock and before any request is locked.
-    """
-    key = {"chain": network.chain, "network": network.name}
-    await transaction.send(_DELETE, key)
-    await transaction.send(_FORGET_MEMBERS, key)
-
-
 class _Work(Protocol[T_co]):
     async def __call__(self, transaction: Transaction, *, is_careful: bool = False) -> T_co: ...
 
@@ -254,20 +244,6 @@ WHERE chain = %(chain)s AND network = %(network)s AND stop_reason IS NULL FOR NO
 """
 
 _DELETE: LiteralString = "DELETE FROM app.chain_spans s WHERE" + _OF_NETWORK
-_FORGET_MEMBERS: LiteralString = (
-    """
-WITH members AS MATERIALIZED (
-  SELECT r.id FROM app.payment_requests r WHERE"""
-    + _OF_REQUESTS
-    + """AND r.reconcile_span_height IS NOT NULL
-  ORDER BY r.id FOR NO KEY UPDATE OF r)
-UPDATE app.payment_requests r SET reconcile_span_height = NULL, next_reconcile_at ="""
-    + TOUCHED
-    + """
-WHERE r.id = ANY (ARRAY(SELECT id FROM members))
-"""
-)
-
 _IS_NEEDED: LiteralString = (
     """ EXISTS (
     SELECT FROM app.payment_requests r WHERE"""

@@ -18,7 +18,7 @@ from reconsup.payments.request import Status
 from reconsup.store import admission, leases, ledger, spans
 from reconsup.store import cursor as cursors
 from reconsup.store.cursor import Cursor
-from reconsup.store.database import Database, Transaction
+from reconsup.store.database import Database
 from reconsup.store.leases import Batch
 from reconsup.store.spans import Span
 from tests.support.ledgers import (
@@ -124,13 +124,6 @@ class Scene:
         assert self.span is not None
         return await spans.close(database, self.span)
 
-    async def abandon(self, database: Database) -> Any:
-        async def work(transaction: Transaction) -> None:
-            await transaction.send("SELECT 1 FROM app.chain_cursors FOR NO KEY UPDATE")
-            await spans.abandon(transaction, NETWORK)
-
-        return await database.transact(work)
-
 
 # One that was read, so that it can be closed, and that has another block, so that it can be stepped.
 _SPAN = """
@@ -149,7 +142,7 @@ ACTS: list[Callable[[Scene, Database], Awaitable[Any]]] = [
     Scene.touch_due,
     Scene.sweep,
 ]
-OF_SPANS = [Scene.step, Scene.close, Scene.abandon]
+OF_SPANS = [Scene.step, Scene.close]
 WITHOUT_CURSOR = [Scene.persist, Scene.release, Scene.bury, Scene.touch_due]  # all others queue for it
 PAIRS = [
     *itertools.product(ACTS, ACTS),

@@ -534,27 +534,6 @@ def test_a_span_is_left_alone_until_nobody_joined_it_for_a_while(emptied: Emptie
     asyncio.run(story())
 
 
-def test_an_abandoned_span_lets_its_members_begin_anew(emptied: Emptied) -> None:
-    """What `resume` does where it goes below the tail. Seen to fail (never admitted) without its second statement."""
-
-    async def story() -> None:
-        async with Scene(emptied) as scene:
-            id_ = scene.insert()
-            await scene.admit()
-            await scene.step(await scene.taken(), 10)
-            late = scene.insert()
-            await scene.admit()
-            put_off(emptied)
-            await scene.worker.transact(lambda transaction: spans.abandon(transaction, NETWORK))
-            assert scene.rows() == []
-            for each in (id_, late):
-                row = request_of(emptied, each)
-                assert row["reconcile_span_height"] is None
-                assert is_due_and_free(row)
-
-    asyncio.run(story())
-
-
 def test_a_stopped_network_has_no_span_to_be_read(emptied: Emptied) -> None:
     async def story() -> None:
         async with Scene(emptied) as scene:
