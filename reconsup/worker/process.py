@@ -161,7 +161,7 @@ class _Worker:
                 due_against=_due_against(self._settings, network),
             ),
             await stack.enter_async_context(self._database()),
-            EvmChain(endpoint),
+            evm_chain(endpoint, self._settings),
             self._cell,
             self._seat.bell,
             self._pauses.pause(),
@@ -193,6 +193,15 @@ class _Worker:
         metrics.LEASES_RELEASED.inc(released.requests + released.scans, "clean")
         self._seat.bell.ring()
         return EXIT_OK
+
+
+def evm_chain(endpoint: Endpoint, settings: Settings) -> EvmChain:
+    """The chain behind an endpoint, read as the operator wants it for its network."""
+    return EvmChain(
+        endpoint,
+        proves=settings.proves_blocks(endpoint.network),
+        native_logs_from=settings.native_logs_from.get(endpoint.network),
+    )
 
 
 def policy(settings: Settings, network: Network) -> Policy:
