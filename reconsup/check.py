@@ -115,6 +115,9 @@ async def _check_network(settings: Settings, database: Database, name: str, is_r
                 )
                 return False
             if cursor and cursor.stop_reason:
-                say(f"FAIL  network {name} is stopped: {cursor.stop_reason}")
+                say(
+                    f"FAIL  network {name} is stopped: {cursor.stop_reason}. It starts when its endpoints show the "
+                    f"stored chain again; if that chain is gone: reconsup chain {name} resume"
+                )
                 return False
     return True

@@ -8,7 +8,7 @@ block is proven against its own header (chain.proof).
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,7 @@ from reconsup.chain.rpc import Call, Endpoint, Refusal
 
 BATCH_BLOCKS_MAX = 50
 BATCH_CALLS_MAX = 100
+WALK_BATCHES = (8, 64, BATCH_CALLS_MAX)  # headers a batch of a walk back, after the first
 BATCH_BYTES_AIM = 16 * 1024 * 1024  # of one answer: parsed, it takes several times as much memory
 TRANSACTION_BYTES = 4096  # a mainnet transaction with its receipt and logs, for want of a measurement
 
@@ -143,17 +144,39 @@ class EvmChain:
         with self._accusing():
             return decode.header(raw, height)
 
-    async def find_fork(self, stored: Mapping[int, str], head: Header) -> Fork | NoFork:
-        """Walk from `head` down by parent hash to the highest block that is also in `stored` (height → hash).
+    async def headers(self, heights: Sequence[int]) -> list[Header]:
+        """Ask for headers by number in one batch; in the order of the heights. ChainUnavailable if one is not there."""
+        method = "eth_getBlockByNumber"
+        raws = await self._results([(method, [hex(height), False]) for height in heights])
+        if None in raws:
+            raise ChainUnavailable(self.endpoint.says(f"does not have block {heights[raws.index(None)]}"))
+        with self._accusing():
+            return [decode.header(raw, height) for raw, height in zip(raws, heights, strict=True)]
 
-        One call for each header; `head` may be any header of the endpoint's chain that is not below the stored tip.
+    async def find_fork(
+        self, stored: Mapping[int, str], head: Header, on_headway: Callable[[], Awaitable[None]] | None = None
+    ) -> Fork | NoFork:
+        """Walk from `head` down to the highest block that is also in `stored` (height → hash).
+
+        Headers are asked for by number, in batches, and believed only where they hang by parent hash below `head`,
+        which may be any header of the endpoint's chain that is not below the stored tip. The first batch ends one block
+        below that tip, for most reorgs take one block. `on_headway` is awaited after each batch that hangs there.
         """
-        headers = [head]
-        while isinstance(step := walk_back(stored, headers), Ask):
-            below = await self.header(step.block_hash)
-            if below is None:
-                raise ChainUnavailable(self.endpoint.says(f"does not have block {step.height}, parent of one it gave"))
-            headers.append(below)
+        lowest, tip = min(stored), max(stored)
+        headers, walked = [head], 0
+        count, growing = min(head.height - tip + 1, WALK_BATCHES[-1]), iter(WALK_BATCHES)
+        while isinstance(step := walk_back(stored, headers, walked), Ask):
+            if walked and on_headway is not None:
+                await on_headway()
+            walked = len(headers)
+            try:
+                headers += await self.headers(range(step.height, max(step.height - count, lowest - 1), -1))
+            except AnswerTooLarge:
+                if count == 1:
+                    raise
+                count, growing = max(1, count // 2), iter(())
+            else:
+                count = next(growing, count)
         return step
 
     async def blocks(self, first: int, last: int) -> list[Block]:

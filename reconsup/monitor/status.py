@@ -158,10 +158,18 @@ def _network(state: NetworkState | None) -> dict[str, object]:
         "head": state.head if state else None,
         "scanned": state.scanned if state else None,
         "lag_seconds": None if lag_seconds is None else round(lag_seconds, 3),
+        "at_head": _is_at_head(state),
         "holder": state.holder if state else None,
         "stop_reason": state.stop_reason if state else None,
         "proven": state.proven if state else None,
     }
+
+
+def _is_at_head(state: NetworkState | None) -> bool | None:
+    """Whether all is read that an endpoint last showed: then the lag is only how long the chain was silent."""
+    if state is None or state.head is None or state.scanned is None:
+        return None
+    return state.scanned >= state.head
 
 
 def _moment(at: datetime) -> str:

@@ -105,6 +105,7 @@ def test_status_is_the_contract() -> None:
         "head": 105,
         "scanned": 100,
         "lag_seconds": 4.0,
+        "at_head": False,
         "holder": "host-0#ab",
         "stop_reason": None,
         "proven": True,
