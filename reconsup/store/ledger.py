@@ -95,10 +95,11 @@ async def commit(
         await transaction.send(_INSERT_CREDITS, span | credit_columns(blocks))
         tail = await transaction.rows(_TAIL, span | tag_parameters(tags) | {"tail_blocks": tail_blocks})
         ((tail_start, finalized_height),) = tail
-        await transaction.send(_PRUNE_BLOCKS, span | {"tail_start": tail_start})
-        await transaction.send(_PRUNE_CREDITS, span | {"tail_start": tail_start})
         touched, refused = await _touch(transaction, span | {"against": due_against}, is_careful=is_careful)
         settled = await transaction.rows(_SETTLE_BLOCKS, span)
+        # Last: were there more blocks than the tail holds, credits would be gone before they were matched.
+        await transaction.send(_PRUNE_BLOCKS, span | {"tail_start": tail_start})
+        await transaction.send(_PRUNE_CREDITS, span | {"tail_start": tail_start})
         after = replace(
             cursor,
             next_height=last.height + 1,
