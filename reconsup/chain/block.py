@@ -20,7 +20,8 @@ NATIVE = ""  # token_contract of the chain's own coin
 class Credit:
     """Money that arrived at an address. `token_contract` is NATIVE or the contract that said so.
 
-    `evidence_ref` is the transaction hash for native value and `tx_hash:log_index` for a token.
+    `evidence_ref` is the transaction hash for the native value of a transaction, and `tx_hash:log_index` for whatever
+    was told by a log: a token, or native value where a chain logs it.
     """
 
     evidence_ref: str

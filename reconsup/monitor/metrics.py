@@ -173,6 +173,11 @@ RPC_REQUESTS = _counter(
     method=_METHODS,
     outcome=_OUTCOMES,
 )
+RPC_DISAGREEMENTS = _counter(
+    "reconsup_rpc_disagreements_total",
+    ("network",),
+    "Times that nothing was written because two endpoints of a network show different blocks; grows while they do",
+)
 RPC_SECONDS = _histogram(
     "reconsup_rpc_seconds",
     ("network", "method"),
@@ -192,6 +197,7 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     REORGS,
     SETTLEMENTS_REPAIRED,
     RPC_REQUESTS,
+    RPC_DISAGREEMENTS,
     RPC_SECONDS,
 )
 
@@ -213,8 +219,8 @@ CHAIN_LAG = Line("reconsup_chain_lag_seconds", "gauge", ("network",), "Age of th
 CHAIN_STOPPED = Line(
     "reconsup_chain_stopped", "gauge", ("network",), "1: the network stopped itself, a person must act"
 )
+CHAIN_PROVEN = Line("reconsup_chain_proven", "gauge", ("network",), "1: all blocks of the tail were proven complete")
 SPAN_BLOCKS_LEFT = Line("reconsup_span_blocks_left", "gauge", ("network",), "Old blocks that requests still wait for")
-CHAIN_PROVEN = Line("reconsup_chain_proven", "gauge", ("network",), "1: blocks are proven complete by their own header")
 BUILD_INFO = Line("reconsup_build_info", "gauge", ("version",), "Always 1")
 
 READ: tuple[Line, ...] = (

@@ -126,8 +126,12 @@ def _backlog_readings(backlog: Backlog) -> Readings:
         "reconsup_span_blocks_left": each({name: state.span_blocks_left for name, state in networks.items()}),
         "reconsup_chain_lag_seconds": each({name: state.lag_seconds for name, state in networks.items()}),
         "reconsup_chain_stopped": each({name: float(bool(state.stop_reason)) for name, state in networks.items()}),
-        "reconsup_chain_proven": each(dict.fromkeys(networks, 0.0)),  # blocks are not proven yet
+        "reconsup_chain_proven": each({name: _figure(state.proven) for name, state in networks.items()}),
     }
+
+
+def _figure(fact: bool | None) -> float | None:
+    return None if fact is None else float(fact)
 
 
 def _worker(worker: CellView) -> dict[str, object]:
@@ -159,6 +163,7 @@ def _network(state: NetworkState | None) -> dict[str, object]:
         "at_head": _is_at_head(state),
         "holder": state.holder if state else None,
         "stop_reason": state.stop_reason if state else None,
+        "proven": state.proven if state else None,
     }
 
 

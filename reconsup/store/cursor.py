@@ -25,7 +25,8 @@ NO_PARENT = "0x" + "0" * 64
 class Cursor:
     """A row of `app.chain_cursors`, as its holder (or, with `owner` None, a reader) saw it.
 
-    `tip_time` is None while nothing was read of a chain that is read from its first block.
+    `tip_time` is None while nothing was read of a chain that is read from its first block. `unproven_height` is not
+    below the highest block that was read and not proven complete; None: there was none.
     """
 
     network: Network
@@ -36,6 +37,7 @@ class Cursor:
     tip_time: datetime | None
     finalized_height: int | None
     tail_start: int
+    unproven_height: int | None
     stop_reason: str | None
     owner: str | None
     epoch: int
@@ -44,6 +46,11 @@ class Cursor:
     def scanned_height(self) -> int:
         """The highest block that was read; -1 before the first."""
         return self.next_height - 1
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether every block of the tail was proven complete."""
+        return self.unproven_height is None or self.unproven_height < self.tail_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +204,7 @@ def _teller(cursor: Cursor) -> dict[str, Any]:
 
 
 def _cursor(network: Network, row: Row, *, owner: str | None) -> Cursor:
-    chain_id, genesis_hash, next_height, tip_hash, tip_time, finalized, tail_start, stop_reason, epoch = row
+    chain_id, genesis_hash, next_height, tip_hash, tip_time, finalized, tail_start, unproven, stop_reason, epoch = row
     return Cursor(
         network=network,
         chain_id=chain_id,
@@ -207,6 +214,7 @@ def _cursor(network: Network, row: Row, *, owner: str | None) -> Cursor:
         tip_time=tip_time,
         finalized_height=finalized,
         tail_start=tail_start,
+        unproven_height=unproven,
         stop_reason=stop_reason,
         owner=owner,
         epoch=epoch,
@@ -215,7 +223,7 @@ def _cursor(network: Network, row: Row, *, owner: str | None) -> Cursor:
 
 _COLUMNS: LiteralString = """
   k.chain_id, k.genesis_hash, k.next_height, k.tip_hash, k.tip_time, k.finalized_height, k.tail_start,
-  k.stop_reason, k.scan_lease_epoch"""
+  k.unproven_height, k.stop_reason, k.scan_lease_epoch"""
 _OF_NETWORK: LiteralString = " k.chain = %(chain)s AND k.network = %(network)s "
 FENCE: LiteralString = (
     _OF_NETWORK

@@ -85,7 +85,8 @@ async def commit(
         "first": first.height,
         "last": last.height,
     }
-    moved = {"tip_after": last.block_hash, "time_after": last.time, "next_after": last.height + 1}
+    unproven = max((each.height for each in blocks if not each.proven), default=cursor.unproven_height)
+    moved = {"tip_after": last.block_hash, "time_after": last.time, "next_after": last.height + 1, "unproven": unproven}
 
     async def work(transaction: Transaction, *, is_careful: bool = False) -> Committed:
         if not await transaction.rows(_ADVANCE, fence(cursor) | moved | {"lease": lease_seconds}):
@@ -104,6 +105,7 @@ async def commit(
             tip_hash=last.block_hash,
             tip_time=last.time,
             tail_start=tail_start,
+            unproven_height=unproven,
             finalized_height=finalized_height,
         )
         return Committed(after, touched, len(settled), refused)
@@ -145,13 +147,21 @@ async def roll_back(database: Database, cursor: Cursor, fork: Fork, *, lease_sec
     assert fork.orphaned
     span = {"chain": cursor.network.chain, "network": cursor.network.name, "fork": fork.height}
     orphans = span | orphan_columns(fork.orphaned, cursor.scanned_height)
-    moved = {"tip_after": fork.block_hash, "time_after": fork.time, "fork": fork.height}
+    # Of the blocks below the fork it is not known which was the last unproven one: perhaps the highest.
+    unproven = None if cursor.unproven_height is None else min(cursor.unproven_height, fork.height)
+    moved = {"tip_after": fork.block_hash, "time_after": fork.time, "fork": fork.height, "unproven": unproven}
 
     async def work(transaction: Transaction) -> RolledBack:
         if not await transaction.rows(_RETREAT, fence(cursor) | moved | {"lease": lease_seconds}):
             raise _FencedError
         touched, orphaned = await take_back(transaction, orphans)
-        after = replace(cursor, next_height=fork.height + 1, tip_hash=fork.block_hash, tip_time=fork.time)
+        after = replace(
+            cursor,
+            next_height=fork.height + 1,
+            tip_hash=fork.block_hash,
+            tip_time=fork.time,
+            unproven_height=unproven,
+        )
         return RolledBack(after, touched, orphaned)
 
     try:
@@ -209,6 +219,7 @@ _ADVANCE: LiteralString = (
     """
 UPDATE app.chain_cursors k
 SET next_height = %(next_after)s, tip_hash = %(tip_after)s, tip_time = %(time_after)s,
+    unproven_height = %(unproven)s,
     scan_lease_until = now() + make_interval(secs => %(lease)s), updated_at = now()
 WHERE"""
     + FENCE
@@ -287,6 +298,7 @@ _RETREAT: LiteralString = (
 UPDATE app.chain_cursors k
 SET next_height = %(fork)s + 1, tip_hash = %(tip_after)s, tip_time = %(time_after)s,
     safe_height = CASE WHEN k.safe_height > %(fork)s THEN %(fork)s ELSE k.safe_height END,
+    unproven_height = %(unproven)s,
     scan_lease_until = now() + make_interval(secs => %(lease)s), updated_at = now()
 WHERE"""
     + FENCE

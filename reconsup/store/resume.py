@@ -108,6 +108,7 @@ _MOVE: LiteralString = """
 UPDATE app.chain_cursors k
 SET next_height = %(fork)s + 1, tip_hash = %(tip_after)s, tip_time = %(time_after)s, head_height = %(head)s,
     safe_height = CASE WHEN k.safe_height <= %(fork)s THEN k.safe_height END,
+    unproven_height = CASE WHEN k.unproven_height > %(fork)s THEN %(fork)s ELSE k.unproven_height END,
     finalized_tag_height = CASE WHEN k.finalized_tag_height <= %(fork)s THEN k.finalized_tag_height END,
     finalized_height = CASE WHEN k.finalized_height <= %(fork)s THEN k.finalized_height ELSE %(fork)s END,
     tail_start = CASE WHEN k.tail_start <= %(fork)s THEN k.tail_start ELSE %(fork)s + 1 END,

@@ -149,15 +149,7 @@ class _Worker:
             group.create_task(self._pauses.stopping.wait(), name="drain")
 
     async def _scanner(self, stack: AsyncExitStack, network: Network) -> Scanner:
-        endpoint = Endpoint(
-            network.name,
-            self._settings.rpc_urls[network.name],
-            self._settings.rpc_timeout_seconds,
-            on_call=_count_rpc_call,
-        )
-        await stack.enter_async_context(endpoint)
-        chain = EvmChain(endpoint)
-        self._nodes[network] = Nodes([chain])
+        self._nodes[network] = await self._all_nodes(stack, network)
         return Scanner(
             Watch(
                 network=network,
@@ -168,7 +160,7 @@ class _Worker:
                 due_against=_due_against(self._settings, network),
             ),
             await stack.enter_async_context(self._database()),
-            chain,
+            self._nodes[network],
             self._cell,
             self._seat.bell,
             self._pauses.pause(),
@@ -182,6 +174,18 @@ class _Worker:
             self._seat.bell,
             self._pauses.pause(),
             is_served=lambda: scanner.is_served,
+        )
+
+    async def _all_nodes(self, stack: AsyncExitStack, network: Network) -> Nodes:
+        """The network's endpoints, one for each of its URLs."""
+        chains = []
+        for url in self._settings.rpc_urls[network.name]:
+            endpoint = Endpoint(network.name, url, self._settings.rpc_timeout_seconds, on_call=_count_rpc_call)
+            chains.append(evm_chain(await stack.enter_async_context(endpoint), self._settings))
+        return Nodes(
+            chains,
+            quorum=self._settings.quorum(network.name),
+            proves=self._settings.proves_blocks(network.name),
         )
 
     def _duty(self) -> Duty:
@@ -210,6 +214,15 @@ class _Worker:
         metrics.LEASES_RELEASED.inc(released.requests + released.scans, "clean")
         self._seat.bell.ring()
         return EXIT_OK
+
+
+def evm_chain(endpoint: Endpoint, settings: Settings) -> EvmChain:
+    """The chain behind an endpoint, read as the operator wants it for its network."""
+    return EvmChain(
+        endpoint,
+        proves=settings.proves_blocks(endpoint.network),
+        native_logs_from=settings.native_logs_from.get(endpoint.network),
+    )
 
 
 def policy(settings: Settings, network: Network) -> Policy:

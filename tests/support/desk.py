@@ -5,7 +5,8 @@ customers around it, who ask for money, pay it and take it back. Times are the c
 """
 
 import itertools
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self, cast
@@ -54,14 +55,25 @@ class CountingBell(Bell):
 _bell = CountingBell()
 
 
+class _Scanner(Scanner):
+    desk: "Desk"
+
+    async def turn(self) -> float:
+        seconds = await super().turn()
+        self.desk.skipped_seconds += seconds
+        return seconds
+
+
 class Desk:
     """A worker without a process. `turns` holds what the scanner's last turns said they would wait, in seconds."""
 
     def __init__(
         self,
         database: Database,
-        url: str,
+        url: str | Sequence[str],
         *,
+        quorum: int = 1,
+        proves: bool = True,
         slot: int = 0,
         policy: Policy = POLICY,
         tail_blocks: int = TAIL_BLOCKS,
@@ -78,20 +90,26 @@ class Desk:
         self.calls: list[tuple[str, str]] = []  # method and outcome
         self._stack = AsyncExitStack()
         self._url = database.url
-        self._endpoint = Endpoint("local", [url], rpc_timeout_seconds, self._count)
+        urls = [url] if isinstance(url, str) else url
+        self._endpoints = [Endpoint("local", each, rpc_timeout_seconds, self._count) for each in urls]
+        self._quorum, self._proves = quorum, proves
+        self.skipped_seconds = 0.0
         against = "scanned" if isinstance(policy.confirmations, int) else policy.confirmations
         self.watch = Watch(LOCAL, self.owner, lease_seconds, 15.0, tail_blocks, against)
         self.duty = Duty("desk-" + str(slot), self.owner, batch_size, lease_seconds, 15.0, {LOCAL: policy})
 
     async def __aenter__(self) -> Self:
-        await self._stack.enter_async_context(self._endpoint)
-        chain = EvmChain(self._endpoint)
-        nodes = Nodes([chain])
+        chains = [
+            EvmChain(await self._stack.enter_async_context(endpoint), proves=self._proves)
+            for endpoint in self._endpoints
+        ]
+        self.nodes = Nodes(chains, quorum=self._quorum, proves=self._proves, clock=self._clock)
         pause = self.pauses.pause
-        self.scanner = Scanner(self.watch, await self._store("scan"), chain, self.cell, self.bell, pause())
+        self.scanner = _Scanner(self.watch, await self._store("scan"), self.nodes, self.cell, self.bell, pause())
+        self.scanner.desk = self
         reading = Reading(LOCAL, self.owner, self.watch.lease_seconds, 15.0, join_seconds=0.0)
         self.reader = SpanReader(
-            reading, await self._store("span"), nodes, self.bell, pause(), is_served=lambda: self.scanner.is_served
+            reading, await self._store("span"), self.nodes, self.bell, pause(), is_served=lambda: self.scanner.is_served
         )
         self.reconciler = Reconciler(
             self.duty,
@@ -115,6 +133,10 @@ class Desk:
         return await self._stack.enter_async_context(
             store.Database(self._url, application_name=name, lease_seconds=self.watch.lease_seconds)
         )
+
+    def _clock(self) -> float:
+        """The endpoints' clock: nobody waits here, so it goes on by what the scanner would have waited."""
+        return time.monotonic() + self.skipped_seconds
 
     def _count(self, _: str, method: str, outcome: str, __: float) -> None:
         self.calls.append((method, outcome))
@@ -264,7 +286,7 @@ class Shop:
 
 @asynccontextmanager
 async def open_shop(
-    database: Database, anvil: Anvil, *, url: str | None = None, blocks: int = 1, **figures: Any
+    database: Database, anvil: Anvil, *, url: str | Sequence[str] | None = None, blocks: int = 1, **figures: Any
 ) -> AsyncIterator[Shop]:
     """A shop on a chain of `blocks` blocks above its first; its desk speaks to `url` (the chain itself)."""
     async with DevChain(anvil.url) as chain, Desk(database, url or anvil.url, **figures) as desk:

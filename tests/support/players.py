@@ -351,7 +351,8 @@ def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
 
 def _verdict(decision: Decision) -> Verdict:
     entries = [(str(decision.reason), None)] if decision.reason is not None else []
-    late = [("payment_late", each.evidence_ref) for each in decision.late]
+    extra = "payment_late" if decision.status == "expired" else "payment_again"
+    late = [(extra, each.evidence_ref) for each in decision.late]
     seconds = decision.look.seconds
     due = NEVER if seconds is None else DUE if seconds == 0 else LATER
     return Verdict(str(decision.status), (*entries, *late), due, decision.look.height)
