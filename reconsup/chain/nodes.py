@@ -68,6 +68,11 @@ class Nodes:
         self._spell: type[Undecided] | None = None
         self._log = structlog.get_logger().bind(network=chains[0].network)
 
+    def apart(self) -> "Nodes":
+        """The same endpoints, judged for themselves: who has no old blocks any more is set aside for these only."""
+        chains = [node.chain for node in self._nodes]
+        return Nodes(chains, quorum=self._quorum, proves=self._proves, clock=self._clock)
+
     # whom to ask
 
     async def ask(self, work: Callable[[EvmChain], Awaitable[T]]) -> T:

@@ -170,7 +170,7 @@ class _Worker:
         return SpanReader(
             Reading(network, self._seat.owner, self._settings.lease_seconds, self._settings.poll_interval_seconds),
             await stack.enter_async_context(self._database()),
-            self._nodes[network],
+            self._nodes[network].apart(),
             self._seat.bell,
             self._pauses.pause(),
             is_served=lambda: scanner.is_served,
