@@ -73,6 +73,16 @@ def tell_refused(refused: Mapping[str, str], todo: str) -> None:
         log.error("row_refused", request_id=id_, error=words, todo=todo)
 
 
+def tell_unproven(bound: logs.Logger, height: int | None) -> None:
+    """A network has a block that could not be proven complete, the first one in its tail."""
+    bound.warning(
+        "network_unproven",
+        height=height,
+        todo="`reconsup check` says why. A block that cannot be proven is believed as its endpoint tells it: a log that "
+        "it left out would not be noticed",
+    )
+
+
 def tell_too_old(batch: Batch, tip_time: datetime) -> None:
     """An alarm for each request whose past is not read, because it would be too much."""
     for claim in batch.claims:

@@ -218,12 +218,7 @@ class Scanner:
         if done.refused:
             await self._tell_refused(done.refused)
         if cursor.is_proven and not done.cursor.is_proven:
-            self._log.warning(
-                "network_unproven",
-                height=done.cursor.unproven_height,
-                todo="`reconsup check` says why. A block that cannot be proven is believed as its endpoint tells it: a "
-                "log that it left out would not be noticed",
-            )
+            journal.tell_unproven(self._log, done.cursor.unproven_height)
         if done.touched or cursor.tip_time is None:  # the first block of all makes requests claimable
             self._bell.ring()
         self._log.info(
