@@ -78,8 +78,8 @@ def tell_unproven(bound: logs.Logger, height: int | None) -> None:
     bound.warning(
         "network_unproven",
         height=height,
-        todo="`reconsup check` says why. A block that cannot be proven is believed as its endpoint tells it: a log that "
-        "it left out would not be noticed",
+        todo="`reconsup check` says why. A block that cannot be proven is believed as its endpoint tells it: a log "
+        "that it left out would not be noticed",
     )
 
 
