@@ -190,7 +190,10 @@ class Scanner:
         if blocks[0].parent_hash != cursor.tip_hash:
             return await self._walk_back(cursor, await self._near_head(cursor, latest))
         headers = [block.header for block in blocks]
-        await self._nodes.agree_on_blocks(self._chain, headers, lambda: cursors.stored_hashes(self._database, cursor))
+        agreed = await self._nodes.agree_on_blocks(
+            self._chain, headers, lambda: cursors.stored_hashes(self._database, cursor)
+        )
+        blocks = [block for block in blocks if block.height <= agreed]
         return await self._commit(cursor, await self._nodes.vouched(self._chain, blocks), tags)
 
     async def _commit(self, cursor: Cursor, blocks: Sequence[Block], tags: Tags) -> float:

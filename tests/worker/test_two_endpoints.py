@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from reconsup.demo.anvil import Anvil
+from reconsup.monitor import metrics
 from tests.support.desk import Desk, Shop, open_shop
 from tests.support.postgres import Database
 from tests.support.proxy import Proxy, Reply, change
@@ -201,7 +202,7 @@ def test_no_cursor_is_born_on_a_block_that_another_endpoint_does_not_have(databa
 
 @pytest.mark.parametrize("ending", ["b comes over", "b goes away", "a goes away", "a comes over"])
 def test_while_two_endpoints_show_different_forks_nothing_is_written(
-    database: Database, twins: Twins, ending: str
+    database: Database, twins: Twins, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No flip-flop either: blocks are read from one of them only, and it is told once.
 
@@ -216,11 +217,14 @@ def test_while_two_endpoints_show_different_forks_nothing_is_written(
         twins.part(0, 4)
         before = everything(database)
         twins.clear()
+        counted: list[str] = []
+        monkeypatch.setattr(metrics.RPC_DISAGREEMENTS, "inc", lambda _, network: counted.append(network))
         with capture_logs() as logs:
             for _ in range(8):
                 assert await shop.desk.scanner.turn() > 0
                 await shop.desk.look()
         assert everything(database) == before
+        assert counted == ["local"] * 8
         assert (reads(twins.at_a), reads(twins.at_b)) == (8, 0)
         assert [log["event"] for log in logs].count("endpoints_disagree") == 1
         _end(ending, twins)
