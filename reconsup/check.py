@@ -42,7 +42,6 @@ async def _check(settings: Settings, say: Say) -> int:
     ) as database:
         is_ready = await _check_database(settings, database, say)
         endpoints = [await _check_network(settings, database, name, is_ready, say) for name in settings.networks]
-    say("note  blocks count as unproven: this version checks their structure, not their roots")
     say("note  the balance audit is off: money that leaves no transaction to the address and no log is not seen")
     if not is_ready:
         return EXIT_UNAVAILABLE
@@ -89,7 +88,10 @@ async def _check_network(settings: Settings, database: Database, name: str, is_r
         say(f"FAIL  network {name}: its endpoints show different chains: correct PAYMENT_REQUEST_EVM_RPC_URLS_JSON")
         return False
     if cursor and cursor.stop_reason:
-        say(f"FAIL  network {name} is stopped: {cursor.stop_reason}")
+        say(
+            f"FAIL  network {name} is stopped: {cursor.stop_reason}. It starts when its endpoints show the "
+            f"stored chain again; if that chain is gone: reconsup chain {name} resume"
+        )
         return False
     return None not in shown
 
@@ -99,11 +101,13 @@ async def _check_endpoint(
 ) -> ChainIdentity | None:
     """Try one URL: which chain it shows; None if it is of no use as it is."""
     async with Endpoint(name, url, settings.rpc_timeout_seconds) as endpoint:
-        chain = EvmChain(endpoint)
+        chain = EvmChain(
+            endpoint, proves=settings.proves_blocks(name), native_logs_from=settings.native_logs_from.get(name)
+        )
         try:
             identity = await chain.identity()
             head = await chain.head()
-            await chain.blocks(head.latest.height, head.latest.height)
+            (block,) = await chain.blocks(head.latest.height, head.latest.height)
         except (ChainUnavailable, ChainInconsistent) as error:
             say(f"FAIL  endpoint {error}")
             return None
@@ -123,5 +127,8 @@ async def _check_endpoint(
         f"ok    {where}: chain id {identity.chain_id}, head {head.latest.height}, "
         f"tags: {', '.join(tags) or 'none'}, "
         + ("block receipts" if chain.supports_block_receipts else "no eth_getBlockReceipts: receipts one by one")
+        + (", its blocks are proven" if block.proven else ", its blocks are unproven")
     )
+    if not block.proven:
+        say(f"note  {where}: blocks are believed as it tells them: {chain.doubt}")
     return identity

@@ -1,18 +1,26 @@
-"""What a worker says of a batch: metrics, a line for each transition, a line for the cycle."""
+"""What a worker says of a batch (metrics, a line for each transition, a line for the cycle) and of its chain."""
 
 from collections import Counter
 from collections.abc import Mapping
 
 from reconsup import logs
+from reconsup.chain.errors import WrongChain
+from reconsup.chain.evm import ChainIdentity
 from reconsup.monitor import metrics
 from reconsup.payments.decision import Decision
-from reconsup.payments.request import Reason, Status
+from reconsup.payments.request import Network, Reason, Status
+from reconsup.store.errors import StoreRejected
 from reconsup.store.leases import Batch, Claim
 from reconsup.store.persist import Failure, Persisted
 
 Outcomes = dict[str, Decision | Failure]
 
-ALARMS = (Reason.LATE, Reason.REORGED_AFTER_FINALITY)
+ALARMS = {
+    Reason.LATE: "it came after the request had expired: give it back, or serve the customer all the same",
+    Reason.AGAIN: "the request was confirmed without it: give it back, or credit it",
+    Reason.REORGED_AFTER_FINALITY: "the chain took back money that had long been counted on: the request stays "
+    "confirmed, decide yourself",
+}
 
 log = logs.get_logger()
 
@@ -81,4 +89,32 @@ def _tell_transition(
             confirmations=decision.confirmations,
             amount_minor=str(late_minor[evidence_ref] if evidence_ref else decision.amount_minor),
             **({"evidence_ref": evidence_ref} if evidence_ref else {}),
+            **({"todo": ALARMS[reason]} if reason in ALARMS else {}),
         )
+
+
+def tell_block_refused(network: Network, error: StoreRejected, next_height: int | None) -> None:
+    """PostgreSQL refuses a commit or a rollback as a whole."""
+    log.error(
+        "block_refused",
+        network=network.name,
+        error=str(error),
+        next_height=next_height,
+        todo="PostgreSQL refuses what these blocks bring: a settlement, the proof of a reorg, or the touch of a "
+        "request that is at work: put it right. Until then no block of this network is stored",
+    )
+
+
+def tell_wrong_chain(network: Network, error: WrongChain, expected: ChainIdentity) -> None:
+    """Every endpoint of a network shows another chain than the database was read from."""
+    log.error(
+        "wrong_chain",
+        network=network.name,
+        error=str(error),
+        chain_id=error.chain_id,
+        expected_chain_id=expected.chain_id,
+        genesis_hash=error.genesis_hash,
+        expected_genesis_hash=expected.genesis_hash,
+        todo="this network's endpoint shows another chain than the database was read from; correct "
+        "PAYMENT_REQUEST_EVM_RPC_URLS_JSON. Until then this process does not serve the network",
+    )

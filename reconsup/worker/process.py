@@ -166,7 +166,7 @@ class _Worker:
         chains = []
         for url in self._settings.rpc_urls[network.name]:
             endpoint = Endpoint(network.name, url, self._settings.rpc_timeout_seconds, on_call=_count_rpc_call)
-            chains.append(EvmChain(await stack.enter_async_context(endpoint)))
+            chains.append(evm_chain(await stack.enter_async_context(endpoint), self._settings))
         return Nodes(
             chains,
             quorum=self._settings.quorum(network.name),
@@ -199,6 +199,15 @@ class _Worker:
         metrics.LEASES_RELEASED.inc(released.requests + released.scans, "clean")
         self._seat.bell.ring()
         return EXIT_OK
+
+
+def evm_chain(endpoint: Endpoint, settings: Settings) -> EvmChain:
+    """The chain behind an endpoint, read as the operator wants it for its network."""
+    return EvmChain(
+        endpoint,
+        proves=settings.proves_blocks(endpoint.network),
+        native_logs_from=settings.native_logs_from.get(endpoint.network),
+    )
 
 
 def policy(settings: Settings, network: Network) -> Policy:

@@ -72,7 +72,7 @@ class Desk:
         url: str | Sequence[str],
         *,
         quorum: int = 1,
-        proves: bool = False,
+        proves: bool = True,
         slot: int = 0,
         policy: Policy = POLICY,
         tail_blocks: int = TAIL_BLOCKS,
@@ -97,7 +97,10 @@ class Desk:
         self.duty = Duty("desk-" + str(slot), self.owner, batch_size, lease_seconds, 15.0, {LOCAL: policy})
 
     async def __aenter__(self) -> Self:
-        chains = [EvmChain(await self._stack.enter_async_context(endpoint)) for endpoint in self._endpoints]
+        chains = [
+            EvmChain(await self._stack.enter_async_context(endpoint), proves=self._proves)
+            for endpoint in self._endpoints
+        ]
         self.nodes = Nodes(chains, quorum=self._quorum, proves=self._proves, clock=self._clock)
         pause = self.pauses.pause
         self.scanner = _Scanner(self.watch, await self._store("scan"), self.nodes, self.cell, self.bell, pause())
