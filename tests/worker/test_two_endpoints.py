@@ -14,6 +14,7 @@ from tests.support.postgres import Database
 from tests.support.proxy import Proxy, Reply, change
 from tests.support.twin_nodes import Twins, away, twin_nodes
 from tests.worker.conftest import NUMBER, RECEIPTS, everything
+from tests.worker.test_proof import lie, unknown_type
 
 pytestmark = pytest.mark.service
 
@@ -341,3 +342,22 @@ def test_a_quorum_of_two_stores_what_both_show_and_waits_for_the_slower_one(data
         assert shop.status(id_) == "confirmed"
 
     over(database, twins, story, quorum=2)
+
+
+def test_a_block_that_cannot_be_proven_counts_as_proven_where_both_give_it_alike(
+    database: Database, twins: Twins
+) -> None:
+    """Seen to fail (the network is shown as unproven) without Nodes.vouched; with one endpoint it is unproven."""
+
+    async def story(shop: Shop) -> None:
+        await shop.desk.work()
+        twins.at_a.spoil = twins.at_b.spoil = lie(unknown_type)
+        id_ = await paid(shop, twins, 2)
+        await shop.desk.work()
+        assert (shop.status(id_), shop.cursor()["unproven_height"]) == ("confirmed", None)
+        twins.at_b.spoil = away
+        await paid(shop, twins, 1)
+        await shop.desk.work()
+        assert shop.cursor()["unproven_height"] == shop.scanned()
+
+    over(database, twins, story)
