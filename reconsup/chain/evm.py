@@ -144,15 +144,6 @@ class EvmChain:
         with self._accusing():
             return decode.header(raw, height)
 
-    async def show(self, height: int) -> tuple[Header, Header | None]:
-        """Ask for the latest header and the one at a height (None: not there), in one small HTTP request."""
-        method = "eth_getBlockByNumber"
-        latest, there = await self._results([(method, ["latest", False]), (method, [hex(height), False])])
-        if latest is None:
-            raise ChainUnavailable(self.endpoint.says("has no latest block"))
-        with self._accusing():
-            return decode.header(latest), None if there is None else decode.header(there, height)
-
     async def headers(self, heights: Sequence[int]) -> list[Header]:
         """Ask for headers by number in one batch; in the order of the heights. ChainUnavailable if one is not there."""
         method = "eth_getBlockByNumber"
@@ -161,6 +152,15 @@ class EvmChain:
             raise ChainUnavailable(self.endpoint.says(f"does not have block {heights[raws.index(None)]}"))
         with self._accusing():
             return [decode.header(raw, height) for raw, height in zip(raws, heights, strict=True)]
+
+    async def show(self, height: int) -> tuple[Header, Header | None]:
+        """Ask for the latest header and the one at a height (None: not there), in one small HTTP request."""
+        method = "eth_getBlockByNumber"
+        latest, there = await self._results([(method, ["latest", False]), (method, [hex(height), False])])
+        if latest is None:
+            raise ChainUnavailable(self.endpoint.says("has no latest block"))
+        with self._accusing():
+            return decode.header(latest), None if there is None else decode.header(there, height)
 
     async def find_fork(
         self, stored: Mapping[int, str], head: Header, on_headway: Callable[[], Awaitable[None]] | None = None

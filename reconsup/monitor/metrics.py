@@ -161,6 +161,7 @@ LEASES_RELEASED = _counter(
     cause=_CAUSES,
 )
 BLOCKS_SCANNED = _counter("reconsup_blocks_scanned_total", ("network",), "Blocks read whole and committed")
+SPAN_BLOCKS = _counter("reconsup_span_blocks_total", ("network",), "Blocks older than the tail read for old requests")
 REORGS = _counter("reconsup_reorgs_total", ("network",), "Proven reorganisations rolled back")
 SETTLEMENTS_REPAIRED = _counter(
     "reconsup_settlements_repaired_total", (), "Settlements of ours that another program had marked non-canonical"
@@ -192,6 +193,7 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     ROW_FAILURES,
     LEASES_RELEASED,
     BLOCKS_SCANNED,
+    SPAN_BLOCKS,
     REORGS,
     SETTLEMENTS_REPAIRED,
     RPC_REQUESTS,
@@ -218,6 +220,7 @@ CHAIN_STOPPED = Line(
     "reconsup_chain_stopped", "gauge", ("network",), "1: the network stopped itself, a person must act"
 )
 CHAIN_PROVEN = Line("reconsup_chain_proven", "gauge", ("network",), "1: all blocks of the tail were proven complete")
+SPAN_BLOCKS_LEFT = Line("reconsup_span_blocks_left", "gauge", ("network",), "Old blocks that requests still wait for")
 BUILD_INFO = Line("reconsup_build_info", "gauge", ("version",), "Always 1")
 
 READ: tuple[Line, ...] = (
@@ -232,6 +235,7 @@ READ: tuple[Line, ...] = (
     CHAIN_SCANNED,
     CHAIN_LAG,
     CHAIN_STOPPED,
+    SPAN_BLOCKS_LEFT,
     CHAIN_PROVEN,
     BUILD_INFO,
 )

@@ -1,4 +1,4 @@
-"""One worker's scanner and reconciler, driven by hand over a real chain and a real PostgreSQL.
+"""One worker's scanner, reconciler and reader of spans, driven by hand over a real chain and a real PostgreSQL.
 
 Nothing happens between two calls, so nobody waits and nobody sleeps. `Desk` is the worker; `Shop` is a desk with the
 customers around it, who ask for money, pay it and take it back. Times are the chain's.
@@ -27,6 +27,7 @@ from reconsup.store import database as store
 from reconsup.worker.pause import Pauses
 from reconsup.worker.reconciler import Duty, Reconciler
 from reconsup.worker.scanner import Scanner, Watch
+from reconsup.worker.spans import Reading, SpanReader
 from tests.support.postgres import Database, insert_request
 
 LOCAL = Network("ethereum", "local")
@@ -84,6 +85,7 @@ class Desk:
         self.owner = f"desk-{slot}#{next(_numbers):016x}"
         self.cell = _scoreboard.cell(slot)
         self.bell = _bell
+        self.reads_spans = True
         self.pauses = Pauses()
         self.calls: list[tuple[str, str]] = []  # method and outcome
         self._stack = AsyncExitStack()
@@ -105,6 +107,10 @@ class Desk:
         pause = self.pauses.pause
         self.scanner = _Scanner(self.watch, await self._store("scan"), self.nodes, self.cell, self.bell, pause())
         self.scanner.desk = self
+        reading = Reading(LOCAL, self.owner, self.watch.lease_seconds, 15.0, join_seconds=0.0)
+        self.reader = SpanReader(
+            reading, await self._store("span"), self.nodes, self.bell, pause(), is_served=lambda: self.scanner.is_served
+        )
         self.reconciler = Reconciler(
             self.duty,
             [await self._store("look"), await self._store("look")],
@@ -150,9 +156,20 @@ class Desk:
                 return
         raise AssertionError("the reconciler does not come to rest")
 
+    async def read_span(self) -> float:
+        """Turn until the reader of spans would wait; for how long."""
+        for _ in range(STEPS_MAX if self.reads_spans else 0):
+            seconds = await self.reader.turn()
+            if seconds > 0:
+                return seconds
+        assert not self.reads_spans, "the reader of spans does not come to rest"
+        return 0.0
+
     async def work(self) -> None:
-        """Scan, then look."""
+        """Scan, then look; where that opened a span, read it, and look again."""
         await self.scan()
+        await self.look()
+        await self.read_span()
         await self.look()
 
 
@@ -221,9 +238,11 @@ class Shop:
         )
 
     async def work(self) -> None:
-        """Scan and look at everything that is not at rest, without waiting for its time."""
+        """Scan, read the span, and look at everything that is not at rest, without waiting for its time."""
         await self.desk.scan()
         self.make_due()
+        await self.desk.look()
+        await self.desk.read_span()
         await self.desk.look()
 
     def rows(self) -> dict[str, dict[str, Any]]:
