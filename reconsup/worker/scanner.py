@@ -188,8 +188,10 @@ class Scanner:
         if blocks[0].parent_hash != cursor.tip_hash:
             return await self._walk_back(cursor, await self._near_head(cursor, latest))
         headers = [block.header for block in blocks]
-        await self._nodes.agree_on_blocks(self._chain, headers, lambda: cursors.stored_hashes(self._database, cursor))
-        blocks = await self._nodes.vouched(self._chain, blocks)
+        agreed = await self._nodes.agree_on_blocks(
+            self._chain, headers, lambda: cursors.stored_hashes(self._database, cursor)
+        )
+        blocks = await self._nodes.vouched(self._chain, [block for block in blocks if block.height <= agreed])
         if blocks[-1].height < latest.height:  # meanwhile the ones behind them are on their way
             self._ahead_of(self._chain).begin(
                 blocks[-1].height + 1, min(latest.height, blocks[-1].height + self._range_blocks)
