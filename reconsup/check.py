@@ -9,8 +9,9 @@ from contextlib import suppress
 
 import psycopg
 
+from reconsup.chain import balances, movements
 from reconsup.chain.errors import ChainInconsistent, ChainUnavailable
-from reconsup.chain.evm import EvmChain
+from reconsup.chain.evm import EvmChain, Head
 from reconsup.chain.rpc import Endpoint
 from reconsup.payments.request import ETHEREUM, Network
 from reconsup.settings import Settings, shown_database_url
@@ -20,6 +21,11 @@ from reconsup.store.errors import StoreUnavailable
 from reconsup.store.revision import fetch_state
 from reconsup.store.twins import fetch_case_twins
 
+BALANCE_WAYS = {
+    "override": f"{balances.OVERRIDE_ADDRESSES} balances a call by state override",
+    "deployless": f"{balances.DEPLOYLESS_ADDRESSES} balances a call, without state override",
+    "single": "balances one by one, a batch at a time",
+}
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 69
 EXIT_ENDPOINT = 76
@@ -42,7 +48,6 @@ async def _check(settings: Settings, say: Say) -> int:
         is_ready = await _check_database(settings, database, say)
         endpoints = [await _check_network(settings, database, name, is_ready, say) for name in settings.networks]
     say("note  blocks count as unproven: this version checks their structure, not their roots")
-    say("note  the balance audit is off: money that leaves no transaction to the address and no log is not seen")
     if not is_ready:
         return EXIT_UNAVAILABLE
     return EXIT_OK if all(endpoints) else EXIT_ENDPOINT
@@ -72,6 +77,30 @@ async def _check_database(settings: Settings, database: Database, say: Say) -> b
     return state.is_ready
 
 
+async def _check_balances(settings: Settings, chain: EvmChain, head: Head, say: Say) -> None:
+    """Say how the endpoint can be asked for balances, and whether it can trace: what the balance audit needs."""
+    name, tip = chain.network, head.latest
+    if not settings.audits_balances(name):
+        say(
+            f"note  network {name}: the balance audit is off: money that leaves no transaction to the address and no "
+            "log is not seen, and a request that was paid so expires"
+        )
+        return
+    try:
+        how = await balances.how(chain, tip.block_hash)
+        can_trace = await movements.traces(chain, tip.height, tip.block_hash)
+    except (ChainUnavailable, ChainInconsistent) as error:
+        say(
+            f"note  endpoint {error}: it cannot tell balances, so no native request of {name} expires: "
+            "use another endpoint, or switch the balance audit off with RECONSUP_BALANCE_AUDIT_JSON"
+        )
+        return
+    say(
+        f"ok    balance audit {name}: {BALANCE_WAYS[how]}, "
+        + ("traces blocks" if can_trace else "does not trace: money without a log is placed by its block's difference")
+    )
+
+
 async def _twins(url: str) -> list[str]:
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         return [twins.sentence() for twins in await fetch_case_twins(connection)]
@@ -94,6 +123,7 @@ async def _check_network(settings: Settings, database: Database, name: str, is_r
             f"tags: {', '.join(tags) or 'none'}, "
             + ("block receipts" if chain.supports_block_receipts else "no eth_getBlockReceipts: receipts one by one")
         )
+        await _check_balances(settings, chain, head, say)
         if len(urls) > 1:
             say(f"note  endpoint {name}: {len(urls)} URLs are given, this version uses the first only")
         depth = settings.confirmation_depth(name)

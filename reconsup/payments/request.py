@@ -74,6 +74,7 @@ class RowError(StrEnum):
     CHAIN_ID_MISMATCH = "chain_id_mismatch"
     TOKEN_CONTRACT_MISSING = "token_contract_missing"  # noqa: S105 - a reason, not a password
     AMOUNT_NEGATIVE = "amount_negative"
+    UNEXPLAINED_BALANCE = "unexplained_balance"  # only where the request would expire
 
 
 @dataclass(frozen=True, slots=True)

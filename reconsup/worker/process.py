@@ -15,6 +15,7 @@ import uvloop
 
 from reconsup import logs
 from reconsup.chain.evm import EvmChain
+from reconsup.chain.nodes import Nodes
 from reconsup.chain.rpc import Endpoint
 from reconsup.fleet.posix import Seat, WorkerState
 from reconsup.monitor import metrics
@@ -25,6 +26,7 @@ from reconsup.store import leases
 from reconsup.store.database import Database
 from reconsup.store.errors import SchemaBehind, StoreRejected, StoreUnavailable
 from reconsup.store.persist import Against
+from reconsup.worker.auditor import Auditor, Terms
 from reconsup.worker.pause import Pauses
 from reconsup.worker.reconciler import PROBE_SECONDS, Duty, Reconciler
 from reconsup.worker.scanner import Scanner, Watch
@@ -137,20 +139,46 @@ class _Worker:
             self._pauses.pause(),
             is_served=lambda network: scanners[network].is_served,
         )
+        auditors = [
+            await self._auditor(stack, network, scanner)
+            for network, scanner in scanners.items()
+            if self._settings.audits_balances(network.name)
+        ]
         async with asyncio.TaskGroup() as group:
             group.create_task(reconciler.run(), name="reconciler")
+            for auditor in auditors:
+                group.create_task(auditor.run(), name="auditor")
             for network, scanner in scanners.items():
                 group.create_task(scanner.run(), name=f"scanner-{network}")
             group.create_task(self._pauses.stopping.wait(), name="drain")
 
-    async def _scanner(self, stack: AsyncExitStack, network: Network) -> Scanner:
+    async def _chain(self, stack: AsyncExitStack, network: Network) -> EvmChain:
         endpoint = Endpoint(
             network.name,
             self._settings.rpc_urls[network.name],
             self._settings.rpc_timeout_seconds,
             on_call=_count_rpc_call,
         )
-        await stack.enter_async_context(endpoint)
+        return EvmChain(await stack.enter_async_context(endpoint))
+
+    async def _auditor(self, stack: AsyncExitStack, network: Network, scanner: Scanner) -> Auditor:
+        return Auditor(
+            Terms(
+                network=network,
+                poll_interval_seconds=self._settings.poll_interval_seconds,
+                audit_blocks=self._settings.audit_blocks,
+                expiry_confirmations=self._settings.expiry_confirmations,
+                expiry_grace_seconds=self._settings.expiry_grace_seconds,
+            ),
+            await stack.enter_async_context(self._database()),
+            Nodes([await self._chain(stack, network)]),
+            scanner,
+            self._cell,
+            self._seat.bell,
+            self._pauses.pause(),
+        )
+
+    async def _scanner(self, stack: AsyncExitStack, network: Network) -> Scanner:
         return Scanner(
             Watch(
                 network=network,
@@ -161,7 +189,7 @@ class _Worker:
                 due_against=_due_against(self._settings, network),
             ),
             await stack.enter_async_context(self._database()),
-            EvmChain(endpoint),
+            await self._chain(stack, network),
             self._cell,
             self._seat.bell,
             self._pauses.pause(),
@@ -205,6 +233,7 @@ def policy(settings: Settings, network: Network) -> Policy:
         observe_window_seconds=settings.reorg_observe_window_seconds,
         expiry_confirmations=settings.expiry_confirmations,
         expiry_grace_seconds=settings.expiry_grace_seconds,
+        audits_balances=settings.audits_balances(network.name),
     )
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from reconsup.payments.decision import AT_ONCE, WHEN_TOUCHED, ChainView, Decision, Facts, Policy, Tag, decide
 from reconsup.payments.request import TRANSITIONS, PaymentRequest, Reason, Status
 from reconsup.payments.settlement import Settlement
-from tests.payments.make import MAX_AMOUNT, SCANNED, after_deadline, chain, lost, paid, request
+from tests.payments.make import AUDITED, MAX_AMOUNT, SCANNED, after_deadline, chain, lost, paid, request
 
 OPEN = (Status.PENDING, Status.DETECTED, Status.REORGED)
 # Around every bound: amounts about the expected 100, times about the deadline, depths about the policy's.
@@ -75,6 +75,7 @@ def known_facts(settlements: list[Settlement], age_seconds: float | None, known:
         ),
         confirmed_age_seconds=age_seconds,
         expired_transactions=known,
+        audited_time=AUDITED,
     )
 
 

@@ -14,6 +14,7 @@ from eth_utils import to_checksum_address
 from psycopg.rows import dict_row
 
 from reconsup.chain.evm import EvmChain
+from reconsup.chain.nodes import Nodes
 from reconsup.chain.rpc import Endpoint
 from reconsup.demo.anvil import Anvil
 from reconsup.demo.devchain import DevChain
@@ -22,6 +23,7 @@ from reconsup.fleet.scoreboard import Scoreboard
 from reconsup.payments.decision import Policy
 from reconsup.payments.request import Network
 from reconsup.store import database as store
+from reconsup.worker.auditor import Auditor, Terms
 from reconsup.worker.pause import Pauses
 from reconsup.worker.reconciler import Duty, Reconciler
 from reconsup.worker.scanner import Scanner, Watch
@@ -66,6 +68,7 @@ class Desk:
         lease_seconds: float = LEASE_SECONDS,
         batch_size: int = 100,
         rpc_timeout_seconds: float = 5.0,
+        audit_blocks: int = 64,
     ) -> None:
         self.slot = slot
         self.owner = f"desk-{slot}#{next(_numbers):016x}"
@@ -78,6 +81,7 @@ class Desk:
         self._endpoint = Endpoint("local", [url], rpc_timeout_seconds, self._count)
         against = "scanned" if isinstance(policy.confirmations, int) else policy.confirmations
         self.watch = Watch(LOCAL, self.owner, lease_seconds, 15.0, tail_blocks, against)
+        self.terms = Terms(LOCAL, 15.0, audit_blocks, policy.expiry_confirmations, policy.expiry_grace_seconds)
         self.duty = Duty("desk-" + str(slot), self.owner, batch_size, lease_seconds, 15.0, {LOCAL: policy})
 
     async def __aenter__(self) -> Self:
@@ -85,6 +89,9 @@ class Desk:
         chain = EvmChain(self._endpoint)
         pause = self.pauses.pause
         self.scanner = Scanner(self.watch, await self._store("scan"), chain, self.cell, self.bell, pause())
+        self.auditor = Auditor(
+            self.terms, await self._store("audit"), Nodes([chain]), self.scanner, self.cell, self.bell, pause()
+        )
         self.reconciler = Reconciler(
             self.duty,
             [await self._store("look"), await self._store("look")],
@@ -126,9 +133,15 @@ class Desk:
                 return
         raise AssertionError("the reconciler does not come to rest")
 
+    async def audit(self) -> None:
+        """Compare balances, if it is time for it and this desk's network has that."""
+        if self.duty.policies[LOCAL].audits_balances:
+            await self.auditor.turn()
+
     async def work(self) -> None:
-        """Scan, then look."""
+        """Scan, audit, then look."""
         await self.scan()
+        await self.audit()
         await self.look()
 
 
@@ -197,8 +210,9 @@ class Shop:
         )
 
     async def work(self) -> None:
-        """Scan and look at everything that is not at rest, without waiting for its time."""
+        """Scan, audit, and look at everything that is not at rest, without waiting for its time."""
         await self.desk.scan()
+        await self.desk.audit()
         self.make_due()
         await self.desk.look()
 
