@@ -43,11 +43,14 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An open native request, and what its address should hold: in all, and of that what nobody can explain."""
+    """An open native request, and what its address should hold: in all, and of that what nobody can explain.
+
+    `ends_at` is its end in PostgreSQL's words: it may be infinite.
+    """
 
     id: str
     address: str
-    expires_at: datetime
+    ends_at: str
     expected_minor: int
     unexplained_minor: int
     nonce: int
@@ -91,7 +94,7 @@ async def read_page(
             "chain": network.chain,
             "network": network.name,
             "limit": limit,
-            "after_end": after.expires_at if after else "-infinity",
+            "after_end": after.ends_at if after else "-infinity",
             "after_id": after.id if after else "",
             "ends_before": ends_before,
             "grace": grace_seconds,
@@ -100,7 +103,7 @@ async def read_page(
     if not rows:
         return None
     accounts = tuple(
-        Account(row.id, row.address, row.expires_at, int(row.expected), int(row.unexplained), row.nonce)
+        Account(row.id, row.address, row.ends_at, row.expected, row.unexplained, row.nonce)
         for row in rows
         if row.id is not None
     )
@@ -223,10 +226,10 @@ FROM app.chain_cursors k WHERE"""
 
 _FROM_CURSOR: LiteralString = (
     """
-SELECT k.next_height - 1 AS height, k.tip_hash, r.id, r.address, r.expires_at, r.expected, r.unexplained, r.nonce
+SELECT k.next_height - 1 AS height, k.tip_hash, r.id, r.address, r.ends_at, r.expected, r.unexplained, r.nonce
 FROM app.chain_cursors k
 LEFT JOIN LATERAL (
-  SELECT r.id, lower(r.address_canonical) AS address, r.expires_at,"""
+  SELECT r.id, lower(r.address_canonical) AS address, r.expires_at, r.expires_at::text AS ends_at,"""
     + SETTLED
     + """+ coalesce(n.difference_minor + n.unexplained_minor, 0) AS expected,
          coalesce(n.unexplained_minor, 0) AS unexplained, coalesce(n.nonce, 0) AS nonce

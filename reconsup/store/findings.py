@@ -135,13 +135,13 @@ async def _read(transaction: Transaction, parameters: dict[str, Any]) -> Case:
     )
     credits_ = await transaction.rows(_CREDITS, parameters | {"address": address})
     rows = await transaction.rows(_BLOCKS, parameters)
-    known = None if height is None else Known(height, int(difference), int(unexplained), nonce)
+    known = None if height is None else Known(height, difference, unexplained, nonce)
     before = _height_before(rows, begins_at)
     return Case(
         id=id_,
         address=address,
-        settled_minor=int(settled),
-        credits={at: int(amount) for at, amount in credits_},
+        settled_minor=settled,
+        credits=dict(credits_),
         known=known,
         blocks={row.height: row.block_hash for row in rows if before is None or row.height >= before},
         is_past_stored=before is not None,
@@ -181,7 +181,8 @@ FOR NO KEY UPDATE OF r"""
 )
 _SETTLE_ONE: LiteralString = settle(PAID_TO_ONE) + " RETURNING 1"
 _CASE: LiteralString = (
-    "SELECT r.id, lower(r.address_canonical), r.created_at - interval '15 minutes',"
+    "SELECT r.id, lower(r.address_canonical), \n"
+    "       LEAST(GREATEST(r.created_at, '1970-01-02 00:00Z'), '9000-01-01 00:00Z') - interval '15 minutes',"
     + SETTLED
     + """, n.height, n.difference_minor, n.unexplained_minor, n.nonce
 FROM app.chain_cursors k JOIN app.payment_requests r ON r.id = %(id)s"""

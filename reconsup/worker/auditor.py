@@ -235,8 +235,8 @@ class Auditor:
                 "balance_audit_failed",
                 error=str(error),
                 kind=type(error).__name__,
-                todo="until it succeeds no native request of this network expires. If its endpoints cannot tell balances "
-                'at all, switch it off: RECONSUP_BALANCE_AUDIT_JSON={"NETWORK": false}',
+                todo="until it succeeds no native request of this network expires. If its endpoints cannot tell "
+                'balances at all, switch it off: RECONSUP_BALANCE_AUDIT_JSON={"NETWORK": false}',
             )
         seconds: float = min(RETRY_SECONDS_MAX, RETRY_SECONDS_MIN * 2 ** min(self._failures - 1, 10))
         pause = error.retry_after_seconds if isinstance(error, ChainUnavailable) else None

@@ -178,7 +178,12 @@ def test_the_table_has_the_names_of_the_contract() -> None:
         "reconsup_rpc_seconds": ("network", "method"),
         "reconsup_build_info": ("version",),
     }
-    ours = {"reconsup_settlements_repaired_total": (), "reconsup_row_failures_total": ("reason",)}
+    ours = {
+        "reconsup_settlements_repaired_total": (),
+        "reconsup_row_failures_total": ("reason",),
+        "reconsup_audits_total": ("network",),
+        "reconsup_audit_settlements_total": ("network", "how"),
+    }
 
     assert {line.name: line.labels for line in metrics.TABLE} == contract | ours
     assert all(line.help and not line.help.endswith(".") for line in metrics.TABLE)

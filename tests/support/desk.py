@@ -139,8 +139,9 @@ class Desk:
             await self.auditor.turn()
 
     async def work(self) -> None:
-        """Scan, audit, then look."""
+        """Scan, look, audit, and look at what that touched."""
         await self.scan()
+        await self.look()
         await self.audit()
         await self.look()
 
@@ -210,10 +211,11 @@ class Shop:
         )
 
     async def work(self) -> None:
-        """Scan, audit, and look at everything that is not at rest, without waiting for its time."""
+        """Scan, look at everything that is not at rest without waiting for its time, audit, and look again."""
         await self.desk.scan()
-        await self.desk.audit()
         self.make_due()
+        await self.desk.look()
+        await self.desk.audit()
         await self.desk.look()
 
     def rows(self) -> dict[str, dict[str, Any]]:
