@@ -110,23 +110,22 @@ async def _begin(ledger: _Ledger, case: Case) -> tuple[int, _Rest | None, int, i
     or, of a node that does not keep states so old, the oldest one that it keeps, if the address is as it should be.
     """
     lowest = min(case.blocks)
-    heights = sorted(
-        {max(lowest, ledger.top - depth) for depth in DEPTHS} | ({lowest} if case.is_past_stored else set())
-    )
+    window = {max(lowest, ledger.top - depth) for depth in DEPTHS}
     if case.known:
-        heights = sorted(
-            {height for height in heights if height > case.known.height} | {max(lowest, case.known.height)}
-        )
-    seen = await ledger.ask([height for height in heights if height <= ledger.top])
-    oldest = min(seen)  # the top is among them
+        note, mark = case.known, max(lowest, case.known.height)
+        seen = await ledger.ask(sorted({height for height in window if height > mark} | {mark}))
+        oldest = min(seen)  # the top is among them
+        if seen[oldest] == _Rest(note.difference_minor + note.unexplained_minor, note.nonce):
+            return oldest, seen[oldest], note.difference_minor, note.unexplained_minor
+        if oldest > note.height:
+            return oldest, None, 0, 0
+        # The note's own block belies it: what was settled then is not now, or the other way round. It is void.
+    seen = await ledger.ask(sorted(window | ({lowest} if case.is_past_stored else set())))
+    oldest = min(seen)
     rest = seen[oldest]
-    if case.known:
-        note = case.known
-        if rest == _Rest(note.difference_minor + note.unexplained_minor, note.nonce):
-            return oldest, rest, note.difference_minor, note.unexplained_minor
-    elif case.is_past_stored and oldest == lowest:
+    if case.is_past_stored and oldest == lowest:
         return oldest, rest, rest.rest_minor, 0
-    elif rest == _Rest(0, 0):
+    if rest == _Rest(0, 0):
         return oldest, rest, 0, 0
     return oldest, None, 0, 0
 

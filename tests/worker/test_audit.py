@@ -1,6 +1,7 @@
 """Money that leaves no log is seen: it is found by its balance, placed in its block, and settled once."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -300,42 +301,34 @@ def test_money_that_a_reorg_takes_away_is_taken_back_and_counts_again_when_it_is
     asyncio.run(run())
 
 
-def test_the_same_block_come_back_brings_its_money_back(database: Database) -> None:
-    """The chain goes to another branch and returns: the very same evidence, of which a proof says that it is gone.
+def test_the_same_blocks_come_back_bring_their_money_back(database: Database, anvil: Anvil) -> None:
+    """The chain goes to another branch and returns: a proof says that the evidence is gone, and its very block is here.
 
-    On an anvil of its own: one that was often reverted has forgotten the states of older blocks.
-    Seen to fail (reorged) when what was settled once is not settled again.
+    So it stands in the database then (anvil cannot mine the same block twice). Seen to fail (pending, unexplained) when
+    the note of the earlier audit is believed although its own block belies it.
     """
 
-    async def run(anvil: Anvil) -> None:
+    async def run() -> None:
         async with open_shop(database, anvil, blocks=5, audit_blocks=1) as shop:
             await hidden.deploy(shop.chain)
             id_ = await shop.request()
             await shop.work()
-            fork, at = await shop.chain.snapshot(), await shop.now() + SECOND
-            tx_hash = await hidden.through(shop.chain, hidden.SPLITTER, [await address_of(shop, id_)], ETHER)
-            await shop.mine_at(at)
-            raw = await shop.chain.raw(tx_hash)
+            await split(shop.chain, await address_of(shop, id_))
+            await shop.work()
+            ((ref, settled),) = shop.settlements(id_).items()
+            height, block_hash = settled["block_height"], settled["block_hash"]
+            proof = {"height": height, "block_hash": block_hash, "new_hash": "0x", "scanned_height": height}
+            database.execute(
+                "UPDATE app.payment_request_settlements SET is_canonical = false, metadata = metadata || %s::jsonb",
+                [json.dumps({"reorg": proof})],
+            )
             await shop.chain.mine()
             await shop.work()
-            assert shop.status(id_) == "confirmed"
-            before = shop.settlements(id_)
-            await shop.chain.revert(fork)
-            fork = await shop.chain.snapshot()
-            await shop.chain.mine(3, seconds_apart=7)
-            await shop.work()
-            assert (shop.status(id_), total(shop, id_)) == ("reorged", 0)
-            await shop.chain.revert(fork)
-            await shop.chain.call("eth_sendRawTransaction", raw)
-            await shop.mine_at(at)
-            await shop.chain.mine(4)
-            await shop.work()
-            after = shop.settlements(id_)
-            assert [each["block_hash"] for each in after.values()] == [each["block_hash"] for each in before.values()]
-            assert (shop.status(id_), total(shop, id_)) == ("confirmed", ETHER)
+            assert shop.reasons(id_) == ["payment_detected", "payment_reorged", "payment_confirmed"]
+            assert shop.settlements(id_).keys() == {ref}
+            assert total(shop, id_) == ETHER
 
-    with Anvil(block_seconds=0) as anvil:
-        asyncio.run(run(anvil))
+    asyncio.run(run())
 
 
 # an address that is not fresh, and one that does not only receive
