@@ -118,11 +118,11 @@ def _of_traces(answer: object, block_hash: str) -> Iterator[Move]:
     failed: set[tuple[str, tuple[int, ...]]] = set()
     for each in decode.objects(answer, "a trace"):
         action, path = each.get("action"), each.get("traceAddress")
-        if each.get("transactionHash") is None:
-            continue  # a block's reward
+        if each.get("type") == "reward":  # of a block: no transaction's
+            continue
         if each.get("blockHash") != block_hash or not isinstance(action, dict) or not isinstance(path, list):
             raise ChainInconsistent("a trace is of another block, or malformed")
-        tx_hash, here = decode.hash32(each["transactionHash"], "a trace's transaction"), tuple(map(int, path))
+        tx_hash, here = decode.hash32(each.get("transactionHash"), "a trace's transaction"), tuple(map(int, path))
         if each.get("error") or any((tx_hash, here[:length]) in failed for length in range(len(here))):
             failed.add((tx_hash, here))
             continue
