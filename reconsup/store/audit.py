@@ -43,14 +43,10 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An open native request, and what its address should hold: in all, and of that what nobody can explain.
-
-    `ends_at` is its end in PostgreSQL's words: it may be infinite.
-    """
+    """An open native request, and what its address should hold: in all, and of that what nobody can explain."""
 
     id: str
     address: str
-    ends_at: str
     expected_minor: int
     unexplained_minor: int
     nonce: int
@@ -58,11 +54,16 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Accounts in the order of their ends, all as they should be at one scanned block."""
+    """Accounts in the order of their ends, all as they should be at one scanned block.
+
+    `last`: end (in PostgreSQL's words: it may be infinite) and id of the last request that was gone through; None if
+    there are no more.
+    """
 
     height: int
     block_hash: str
     accounts: tuple[Account, ...]
+    last: tuple[str, str] | None
 
 
 async def standing(database: Database, network: Network, *, expiry_confirmations: int) -> Standing | None:
@@ -77,16 +78,17 @@ async def standing(database: Database, network: Network, *, expiry_confirmations
 async def read_page(
     database: Database,
     network: Network,
-    after: Account | None,
+    after: tuple[str, str] | None = None,
     *,
     limit: int = PAGE_ACCOUNTS,
     ends_before: datetime | None = None,
     grace_seconds: float = 0.0,
 ) -> Page | None:
-    """The next accounts behind `after`; with `ends_before`, those that end before and have no mark to expire by.
+    """The accounts among the next `limit` requests behind `after`, which is the last page's `last`.
 
-    One statement is one snapshot: what each should hold belongs to the block that the page names. None while the
-    network's cursor is unborn, stopped or has read no block.
+    With `ends_before`: those that end before and have no mark to expire by. One statement is one snapshot: what each
+    should hold belongs to the block that the page names. None while the network's cursor is unborn, stopped or has read
+    no block.
     """
     rows = await database.fetch(
         _DUE_PAGE if ends_before else _PAGE,
@@ -94,20 +96,19 @@ async def read_page(
             "chain": network.chain,
             "network": network.name,
             "limit": limit,
-            "after_end": after.ends_at if after else "-infinity",
-            "after_id": after.id if after else "",
-            "ends_before": ends_before,
+            "after_end": after[0] if after else "-infinity",
+            "after_id": after[1] if after else "",
+            "until": ends_before or "infinity",
             "grace": grace_seconds,
         },
     )
     if not rows:
         return None
     accounts = tuple(
-        Account(row.id, row.address, row.ends_at, row.expected, row.unexplained, row.nonce)
-        for row in rows
-        if row.id is not None
+        Account(row.id, row.address, row.expected, row.unexplained, row.nonce) for row in rows if row.is_wanted
     )
-    return Page(rows[0].height, rows[0].tip_hash, accounts)
+    last = (rows[-1].ends_at, rows[-1].id) if len(rows) == limit else None
+    return Page(rows[0].height, rows[0].tip_hash, accounts, last)
 
 
 async def mark(database: Database, cursor: Cursor, page: Page, accounts: Sequence[Account]) -> int:
@@ -224,56 +225,63 @@ FROM app.chain_cursors k WHERE"""
     + " AND b.height = k.next_height - 1)"
 )
 
-_FROM_CURSOR: LiteralString = (
+# The page itself is what the index holds, in its order and no further: of every condition that is not in it PostgreSQL
+# may believe that it is rare, and then it would rather read and sort the whole table (seen).
+_PAGE_OF: LiteralString = (
     """
-SELECT k.next_height - 1 AS height, k.tip_hash, r.id, r.address, r.ends_at, r.expected, r.unexplained, r.nonce
+SELECT k.next_height - 1 AS height, k.tip_hash, r.id, r.ends_at, r.address, a.is_wanted, a.expected, a.unexplained,
+       a.nonce
 FROM app.chain_cursors k
 LEFT JOIN LATERAL (
-  SELECT r.id, lower(r.address_canonical) AS address, r.expires_at, r.expires_at::text AS ends_at,"""
+  SELECT r.*, r.expires_at::text AS ends_at, lower(r.address_canonical) AS address FROM app.payment_requests r
+  WHERE r.chain = %(chain)s AND r.network = %(network)s AND r.token_standard IS NULL
+    AND r.status IN ('pending', 'detected', 'reorged')
+    AND (r.expires_at, r.id) > (%(after_end)s::timestamptz, %(after_id)s)
+    AND r.expires_at BETWEEN %(after_end)s::timestamptz AND %(until)s::timestamptz
+  ORDER BY r.expires_at, r.id LIMIT %(limit)s) AS r ON true
+LEFT JOIN LATERAL (
+  SELECT r.chain_id = k.chain_id AND"""
+    + AUDITED
+)
+_AND_SUMS: LiteralString = (
+    "AS is_wanted,"
     + SETTLED
     + """+ coalesce(n.difference_minor + n.unexplained_minor, 0) AS expected,
          coalesce(n.unexplained_minor, 0) AS unexplained, coalesce(n.nonce, 0) AS nonce
-  FROM app.payment_requests r"""
+  FROM (SELECT) AS one"""
     + NOTED
-    + "WHERE"
-    + AUDITED
-    + """AND r.chain_id = k.chain_id
-    AND (r.expires_at, r.id) > (%(after_end)s::timestamptz, %(after_id)s)"""
-)
-_OF_PAGE: LiteralString = (
-    " ORDER BY r.expires_at, r.id LIMIT %(limit)s) AS r ON true WHERE"
+    + "OFFSET 0) AS a ON true WHERE"
     + _OF_NETWORK
     + "AND k.stop_reason IS NULL AND"
     + _IS_STORED
-    + " AND b.height = k.next_height - 1) ORDER BY r.expires_at, r.id"
+    + " AND b.height = k.next_height - 1 OFFSET 0) ORDER BY r.expires_at, r.id"
 )
-_PAGE: LiteralString = _FROM_CURSOR + _OF_PAGE
+_PAGE: LiteralString = _PAGE_OF + _AND_SUMS
 _DUE_PAGE: LiteralString = (
-    _FROM_CURSOR
+    _PAGE_OF
     + """
-    AND r.expires_at < %(ends_before)s::timestamptz - make_interval(secs => %(grace)s)
+    AND r.expires_at < %(until)s::timestamptz - make_interval(secs => %(grace)s)
     AND NOT EXISTS (
       SELECT FROM app.chain_blocks b
       WHERE b.chain = k.chain AND b.network = k.network AND b.height = r.reconcile_audited_height
         AND b.block_hash = r.reconcile_audited_hash
         AND b.block_time > r.expires_at + make_interval(secs => %(grace)s)
-      OFFSET 0)"""
-    + _OF_PAGE
+      OFFSET 0) """
+    + _AND_SUMS
 )
 
 MARK: LiteralString = (
     """
 WITH own AS MATERIALIZED (
-  SELECT r.id FROM app.payment_requests r
-  WHERE r.id = ANY (%(ids)s::text[]) AND lower(r.address_canonical) = ANY (%(addresses)s::text[]) AND"""
-    + AUDITED
-    + """
-  ORDER BY r.id FOR NO KEY UPDATE OF r)
+  SELECT r.* FROM app.payment_requests r WHERE r.id = ANY (%(ids)s::text[]) ORDER BY r.id FOR NO KEY UPDATE OF r)
 UPDATE app.payment_requests r
 SET reconcile_audited_height = %(height)s, reconcile_audited_hash = %(hash)s, next_reconcile_at ="""
     + TOUCHED
     + """
-WHERE r.id = ANY (ARRAY(SELECT id FROM own))
+WHERE r.id = ANY (ARRAY(
+  SELECT r.id FROM own r WHERE lower(r.address_canonical) = ANY (%(addresses)s::text[]) AND"""
+    + AUDITED
+    + """))
 RETURNING r.id
 """
 )

@@ -169,15 +169,17 @@ def _is_same(case: Case, now: Case, height: int) -> bool:
 
 # Not one of two requests that share an address: a credit would belong to neither.
 _LOCK_REQUEST: LiteralString = (
-    "SELECT 1 FROM app.payment_requests r WHERE r.id = %(id)s AND"
+    """
+WITH locked AS MATERIALIZED (
+  SELECT r.* FROM app.payment_requests r WHERE r.id = %(id)s FOR NO KEY UPDATE OF r)
+SELECT 1 FROM locked r WHERE"""
     + AUDITED
     + """AND NOT EXISTS (
     SELECT FROM app.payment_requests twin
     WHERE twin.chain = r.chain AND twin.network = r.network
       AND lower(twin.address_canonical) = lower(r.address_canonical)
       AND coalesce(twin.token_contract, '') = '' AND twin.id <> r.id
-    OFFSET 0)
-FOR NO KEY UPDATE OF r"""
+    OFFSET 0)"""
 )
 _SETTLE_ONE: LiteralString = settle(PAID_TO_ONE) + " RETURNING 1"
 _CASE: LiteralString = (

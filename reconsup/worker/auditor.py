@@ -131,17 +131,20 @@ class Auditor:
         self,
         cursor: Cursor,
         what: str,
-        read: Callable[[Database, Network, Account | None], Awaitable[Page | None]],
+        read: Callable[[Database, Network, tuple[str, str] | None], Awaitable[Page | None]],
         work: Callable[[Cursor, Page, _Tally], Awaitable[None]],
     ) -> None:
         """Work through all pages, in the order of the requests' ends, and tell of it."""
         started, tally = time.monotonic(), _Tally()
         page = await read(self._database, self._terms.network, None)
-        while page is not None and page.accounts and not self._pause.is_stopping:
+        while page is not None and not self._pause.is_stopping:
             self._cell.beat(time.monotonic())
-            tally.requests += len(page.accounts)
-            await work(cursor, page, tally)
-            page = await read(self._database, self._terms.network, page.accounts[-1])
+            if page.accounts:
+                tally.requests += len(page.accounts)
+                await work(cursor, page, tally)
+            if page.last is None:
+                break
+            page = await read(self._database, self._terms.network, page.last)
         if tally.requests:
             self._log.info(
                 "balance_audit",

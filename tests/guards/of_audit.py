@@ -73,7 +73,7 @@ OF_AUDIT = {
     "audit: no question for nonces before an expiry": Mutant(
         AUDITOR,
         (Swap("if nonce != each.nonce}", "if False}"),),
-        f"{TESTS}::test_an_address_that_sends_its_money_on_is_accounted_for[True-traces]",
+        f"{TESTS}::test_an_address_that_sends_its_money_on_is_accounted_for[traces-True]",
         "money that came and went between two audits is never seen, and the request expires",
     ),
     "audit: a difference that forgets when it was first seen": Mutant(
