@@ -49,9 +49,8 @@ class Players:
 
     def _begin(self) -> tuple[cursors.Cursor, Chain]:
         database = self.stage.database
-        database.execute(
-            f"TRUNCATE {', '.join('app.' + name for name in TABLES.split(', '))}, app.chain_credits, app.request_balances"
-        )
+        tables = [*TABLES.split(", "), "chain_credits", "request_balances"]
+        database.execute(f"TRUNCATE {', '.join('app.' + name for name in tables)}")
         chain = Chain(first=100)
         chain.mine()
         chain.mine(time=now() - timedelta(minutes=5))
