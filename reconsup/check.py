@@ -47,7 +47,6 @@ async def _check(settings: Settings, say: Say) -> int:
     ) as database:
         is_ready = await _check_database(settings, database, say)
         endpoints = [await _check_network(settings, database, name, is_ready, say) for name in settings.networks]
-    say("note  blocks count as unproven: this version checks their structure, not their roots")
     if not is_ready:
         return EXIT_UNAVAILABLE
     return EXIT_OK if all(endpoints) else EXIT_ENDPOINT
@@ -109,11 +108,13 @@ async def _twins(url: str) -> list[str]:
 async def _check_network(settings: Settings, database: Database, name: str, is_ready: bool, say: Say) -> bool:
     urls = settings.rpc_urls[name]
     async with Endpoint(name, urls, settings.rpc_timeout_seconds) as endpoint:
-        chain = EvmChain(endpoint)
+        chain = EvmChain(
+            endpoint, proves=settings.proves_blocks(name), native_logs_from=settings.native_logs_from.get(name)
+        )
         try:
             identity = await chain.identity()
             head = await chain.head()
-            await chain.blocks(head.latest.height, head.latest.height)
+            (block,) = await chain.blocks(head.latest.height, head.latest.height)
         except (ChainUnavailable, ChainInconsistent) as error:
             say(f"FAIL  endpoint {error}")
             return False
@@ -122,7 +123,10 @@ async def _check_network(settings: Settings, database: Database, name: str, is_r
             f"ok    endpoint {name}: {endpoint.name}: chain id {identity.chain_id}, head {head.latest.height}, "
             f"tags: {', '.join(tags) or 'none'}, "
             + ("block receipts" if chain.supports_block_receipts else "no eth_getBlockReceipts: receipts one by one")
+            + (", its blocks are proven" if block.proven else ", its blocks are unproven")
         )
+        if not block.proven:
+            say(f"note  endpoint {name}: blocks are believed as it tells them: {chain.doubt}")
         await _check_balances(settings, chain, head, say)
         if len(urls) > 1:
             say(f"note  endpoint {name}: {len(urls)} URLs are given, this version uses the first only")
@@ -141,6 +145,9 @@ async def _check_network(settings: Settings, database: Database, name: str, is_r
                 )
                 return False
             if cursor and cursor.stop_reason:
-                say(f"FAIL  network {name} is stopped: {cursor.stop_reason}")
+                say(
+                    f"FAIL  network {name} is stopped: {cursor.stop_reason}. It starts when its endpoints show the "
+                    f"stored chain again; if that chain is gone: reconsup chain {name} resume"
+                )
                 return False
     return True

@@ -82,6 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     migrate.add_argument("--env-file", type=Path, metavar="PATH")
     check = _add(commands, "check", _check, "try settings, database, schema and endpoints, a line each")
     _add_settings(check)
+    chain = _add(commands, "chain", _chain, "start a network that stopped itself, on the chain its endpoints show")
+    chain.add_argument("network", metavar="NETWORK")
+    chain.add_argument("action", choices=("resume",))
+    chain.add_argument(
+        "--from",
+        dest="from_height",
+        type=_height,
+        metavar="HEIGHT",
+        help="the block above which to read again: one from before the chains parted (default: where they do)",
+    )
+    _add_settings(chain)
     demo = _add(commands, "demo", _demo, "the whole thing on this machine: chain, database, payments, a crash")
     demo.add_argument("--plain", action="store_true", help="plain lines instead of the live table")
     return parser
@@ -106,6 +117,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         default = f" (default: {setting.default})" if setting.default else ""
         text = f"{setting.rule}{default}; {setting.name}".replace("%", "%%")
         parser.add_argument(setting.flag, dest=setting.name, metavar="VALUE", help=text)
+
+
+def _height(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a block's height")
+    return int(text)
 
 
 def _flags(parsed: argparse.Namespace) -> dict[str, str]:
@@ -172,6 +189,21 @@ def _check(parsed: argparse.Namespace) -> int:
     with ExitStack() as stack:
         with_database = _with_database(settings, stack)
         return EXIT_UNAVAILABLE if with_database is None else check.run(with_database, print)
+
+
+def _chain(parsed: argparse.Namespace) -> int:
+    settings = load_from_process(_flags(parsed), parsed.env_file)
+    from reconsup import resume
+
+    with ExitStack() as stack:
+        with_database = _with_database(settings, stack)
+        if with_database is None:
+            return EXIT_UNAVAILABLE
+        return resume.run(with_database, parsed.network, parsed.from_height, print, _complain)
+
+
+def _complain(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
 
 
 def _with_database(settings: Settings, stack: ExitStack) -> Settings | None:

@@ -225,7 +225,7 @@ CHAIN_LAG = Line("reconsup_chain_lag_seconds", "gauge", ("network",), "Age of th
 CHAIN_STOPPED = Line(
     "reconsup_chain_stopped", "gauge", ("network",), "1: the network stopped itself, a person must act"
 )
-CHAIN_PROVEN = Line("reconsup_chain_proven", "gauge", ("network",), "1: blocks are proven complete by their own header")
+CHAIN_PROVEN = Line("reconsup_chain_proven", "gauge", ("network",), "1: all blocks of the tail were proven complete")
 BUILD_INFO = Line("reconsup_build_info", "gauge", ("version",), "Always 1")
 
 READ: tuple[Line, ...] = (

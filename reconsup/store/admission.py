@@ -64,13 +64,22 @@ async def look_again(database: Database, batch: Batch) -> None:
 async def repair(database: Database, batch: Batch, ids: Sequence[str]) -> int:
     """Make settlements canonical again that another program disowned without a proof; how many.
 
-    Only where our chain still holds their block.
+    Only where our chain still holds their block, and of requests that are still leased by this batch.
     """
-    parameters = {"chain": batch.network.chain, "network": batch.network.name, "ids": list(ids)}
+    wanted = frozenset(ids)
+    claims = [claim for claim in batch.claims if claim.request.id in wanted]
+    parameters = {
+        "chain": batch.network.chain,
+        "network": batch.network.name,
+        "owner": batch.owner,
+        "ids": [claim.request.id for claim in claims],
+        "epochs": [claim.epoch for claim in claims],
+    }
 
     async def work(transaction: Transaction) -> int:
         await transaction.send(_LOCK_CURSOR, parameters)
-        return len(await transaction.rows(_REPAIR, parameters))
+        ours = [id_ for (id_,) in await transaction.rows(_LOCK_OURS, parameters)]
+        return len(await transaction.rows(_REPAIR, parameters | {"ids": ours}))
 
     return await database.transact(work)
 
@@ -81,18 +90,23 @@ _LOCK_CURSOR: LiteralString = """
 SELECT 1 FROM app.chain_cursors WHERE chain = %(chain)s AND network = %(network)s FOR NO KEY UPDATE
 """
 
-# The past is read when the block below the tail is older than the request's first block can be. Before the first
-# commit the tail is empty, and the cursor's tip is that block below it.
-_ADMIT: LiteralString = (
+# Those of the batch that are still leased by it, locked in id order.
+_LOCK_OURS: LiteralString = (
     """
-WITH mine AS MATERIALIZED (
   SELECT r.id FROM app.payment_requests r
   JOIN unnest(%(ids)s::text[], %(epochs)s::bigint[]) AS m(id, epoch) ON m.id = r.id
   WHERE"""
     + HELD_EPOCH
     + """= m.epoch
-  ORDER BY r.id FOR NO KEY UPDATE OF r
-), tail AS (
+  ORDER BY r.id FOR NO KEY UPDATE OF r"""
+)
+
+# The past is read when the block below the tail is older than the request's first block can be. Before the first
+# commit the tail is empty, and the cursor's tip is that block below it.
+_ADMIT: LiteralString = (
+    "WITH mine AS MATERIALIZED ("
+    + _LOCK_OURS
+    + """), tail AS (
   SELECT k.next_height, k.tail_start, coalesce(
     (SELECT b.block_time FROM app.chain_blocks b
      WHERE b.chain = k.chain AND b.network = k.network AND b.height = k.tail_start), k.tip_time) AS start_time

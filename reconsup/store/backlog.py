@@ -20,7 +20,8 @@ CENSUS_SECONDS_MAX = 4.0  # less than the connection waits for a lock, which is 
 @dataclass(frozen=True, slots=True)
 class NetworkState:
     """One served network as its cursor shows it. `lag_seconds` is the age of the last block read, by the database's
-    clock; `holder` the lease owner that reads it now. Everything is None where no cursor is born yet.
+    clock; `holder` the lease owner that reads it now; `proven`: every block of the tail was proven complete, None while
+    none was read. Everything is None where no cursor is born yet.
     """
 
     network: Network
@@ -29,6 +30,7 @@ class NetworkState:
     lag_seconds: float | None = None
     holder: str | None = None
     stop_reason: str | None = None
+    proven: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ async def read(database: Database, networks: Sequence[Network]) -> Backlog:
                 lag_seconds=row.lag_seconds,
                 holder=row.holder,
                 stop_reason=row.stop_reason,
+                proven=row.proven,
             )
             for row in rows
         ),
@@ -133,7 +136,9 @@ SELECT served.chain, served.network, k.head_height,
        CASE WHEN k.tip_time IS NOT NULL
             THEN GREATEST(extract(epoch FROM now() - k.tip_time), 0) END::float8 AS lag_seconds,
        CASE WHEN k.scan_lease_until > now() THEN k.scan_lease_owner END AS holder,
-       k.stop_reason, due.due, due.oldest_due_seconds
+       k.stop_reason,
+       CASE WHEN k.next_height > k.tail_start THEN COALESCE(k.unproven_height < k.tail_start, true) END AS proven,
+       due.due, due.oldest_due_seconds
 FROM unnest(%(chains)s::text[], %(networks)s::text[]) AS served(chain, network)
 LEFT JOIN app.chain_cursors k USING (chain, network)
 CROSS JOIN LATERAL (

@@ -12,7 +12,12 @@ from reconsup.store.persist import Failure, Persisted
 
 Outcomes = dict[str, Decision | Failure]
 
-ALARMS = (Reason.LATE, Reason.REORGED_AFTER_FINALITY)
+ALARMS = {
+    Reason.LATE: "it came after the request had expired: give it back, or serve the customer all the same",
+    Reason.AGAIN: "the request was confirmed without it: give it back, or credit it",
+    Reason.REORGED_AFTER_FINALITY: "the chain took back money that had long been counted on: the request stays "
+    "confirmed, decide yourself",
+}
 
 log = logs.get_logger()
 
@@ -81,4 +86,5 @@ def _tell_transition(
             confirmations=decision.confirmations,
             amount_minor=str(late_minor[evidence_ref] if evidence_ref else decision.amount_minor),
             **({"evidence_ref": evidence_ref} if evidence_ref else {}),
+            **({"todo": ALARMS[reason]} if reason in ALARMS else {}),
         )

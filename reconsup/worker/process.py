@@ -159,7 +159,7 @@ class _Worker:
             self._settings.rpc_timeout_seconds,
             on_call=_count_rpc_call,
         )
-        return EvmChain(await stack.enter_async_context(endpoint))
+        return evm_chain(await stack.enter_async_context(endpoint), self._settings)
 
     async def _auditor(self, stack: AsyncExitStack, network: Network, scanner: Scanner) -> Auditor:
         return Auditor(
@@ -221,6 +221,15 @@ class _Worker:
         metrics.LEASES_RELEASED.inc(released.requests + released.scans, "clean")
         self._seat.bell.ring()
         return EXIT_OK
+
+
+def evm_chain(endpoint: Endpoint, settings: Settings) -> EvmChain:
+    """The chain behind an endpoint, read as the operator wants it for its network."""
+    return EvmChain(
+        endpoint,
+        proves=settings.proves_blocks(endpoint.network),
+        native_logs_from=settings.native_logs_from.get(endpoint.network),
+    )
 
 
 def policy(settings: Settings, network: Network) -> Policy:

@@ -45,6 +45,10 @@ class Watch:
     due_against: Against
 
 
+class _LeaseLostError(Exception):
+    """The scan lease went to somebody else in the midst of a walk."""
+
+
 class Scanner:
     """One network's loop in one process. `is_served` is True once the endpoint showed the very chain of the cursor."""
 
@@ -148,14 +152,15 @@ class Scanner:
             parent = await self._chain.header_at(first_height - 1)
             if parent is None:
                 raise ChainUnavailable(f"{self._watch.network}: block {first_height - 1} is not there yet")
-        await cursors.birth(
+        is_ours = await cursors.birth(
             self._database,
             self._watch.network,
             chain_id=identity.chain_id,
             genesis_hash=identity.genesis_hash,
             parent=parent,
         )
-        self._log.info("cursor_born", first_height=first_height, chain_id=identity.chain_id)
+        if is_ours:
+            self._log.info("cursor_born", first_height=first_height, chain_id=identity.chain_id)
 
     def _is_same_chain(self, seen: Cursor, identity: ChainIdentity) -> bool:
         was_same = self._is_same
@@ -214,6 +219,13 @@ class Scanner:
         metrics.BLOCKS_SCANNED.inc(len(blocks), self._watch.network.name)
         if done.refused:
             await self._tell_refused(done.refused)
+        if cursor.is_proven and not done.cursor.is_proven:
+            self._log.warning(
+                "network_unproven",
+                height=done.cursor.unproven_height,
+                todo="`reconsup check` says why. A block that cannot be proven is believed as its endpoint tells it: a "
+                "log that it left out would not be noticed",
+            )
         if done.touched or cursor.tip_time is None:  # the first block of all makes requests claimable
             self._bell.ring()
         self._log.info(
@@ -276,7 +288,11 @@ class Scanner:
             return self._idle_seconds
         stored = await cursors.stored_hashes(self._database, cursor)
         final = -1 if cursor.finalized_height is None else cursor.finalized_height
-        fork = await self._chain.find_fork({at: hash_ for at, hash_ in stored.items() if at >= final}, head)
+        above_final = {at: hash_ for at, hash_ in stored.items() if at >= final}
+        try:
+            fork = await self._chain.find_fork(above_final, head, lambda: self._headway(cursor))
+        except _LeaseLostError:
+            return await self._lost()
         if fork is NoFork.BELOW_TAIL:
             return await self._stop(cursor, f"reorg below what is final (block {final})")
         if not isinstance(fork, Fork) or not fork.orphaned:
@@ -296,6 +312,16 @@ class Scanner:
         self._bell.ring()
         return 0.0
 
+    async def _headway(self, cursor: Cursor) -> None:
+        """A walk back goes on along linked headers. That is progress: it must not lose the lease half way."""
+        self._cell.beat(time.monotonic())
+        self._progress_at = time.monotonic()
+        if self._progress_at < self._renewed_at + self._watch.lease_seconds / 3:
+            return
+        if not await cursors.renew(self._database, cursor, lease_seconds=self._watch.lease_seconds):
+            raise _LeaseLostError
+        self._renewed_at = self._progress_at
+
     async def _stop(self, cursor: Cursor, reason: str) -> float:
         if not await cursors.stop(self._database, cursor, reason):
             return await self._lost()
@@ -303,12 +329,16 @@ class Scanner:
         self._log.error(
             "network_stopped",
             reason=reason,
-            todo="nothing of this network is written until the endpoint shows the stored chain again",
+            todo="nothing of this network is written until its endpoints show the stored chain again. If they are "
+            f"right and that chain is gone: reconsup chain {self._watch.network} resume",
         )
         return self._idle_seconds
 
     async def _try_to_start_again(self, cursor: Cursor) -> float:
-        """A stopped network goes on when the endpoint shows the stored tip again."""
+        """A stopped network goes on when the endpoint shows the stored tip again, or when somebody resumed it."""
+        seen = await cursors.read(self._database, cursor.network)
+        if seen is None or seen.epoch != cursor.epoch:
+            return await self._lost()
         tip = await self._chain.header_at(cursor.scanned_height)
         if tip is None or tip.block_hash != cursor.tip_hash:
             return self._idle_seconds

@@ -21,7 +21,12 @@ PARTS = {
     "throughput": "claim → decide → persist beside bare psycopg and pgbench",
     "scaling": "the same with two and four processes",
     "claims": "a claim at 10 k, 100 k and 1 M open requests; nothing due; a snapshot held open",
+    "economy": "what the chain is asked per block at 100, 10 k and 100 k open requests: scan, audit, a span",
+    "catchup": "catching up 10,000 near-empty and 500 busy blocks beside a bare loop that only fetches",
+    "latency": "block mined → status committed, polling every second and as often as is sensible",
+    "commits": "the commit of a busy block at 1 k and 1 M open requests",
     "writes": "statements, WAL and row versions per processed request",
+    "proof": "parse, decode and prove a block of 200 transactions and 500 logs",
     "takeover": "kill -9 of a worker that holds leases, 200 times",
     "rivals": "the queue libraries that Python users would take",
 }

@@ -32,7 +32,7 @@ TOUCH = '        touched, refused = await _touch(transaction, span | {"against":
 SETTLE = "        settled = await transaction.rows(_SETTLE_BLOCKS, span)\n"
 TAIL = "        tail = await transaction.rows("
 PAID = '+ PAID_BY_BLOCKS\n    + """))\n'
-ORPHANED = '+ _ORPHANED\n    + """))\n'
+ORPHANED = '+ ORPHANED\n    + """))\n'
 BELONGS = "AND r.chain_id = "
 
 NO_GAP = {
@@ -125,7 +125,7 @@ NO_GAP = {
     ),
     "rollback without its touch": Mutant(
         LEDGER,
-        (Swap("touched = await transaction.rows(_TOUCH_ORPHANED, orphans)", "touched = []"),),
+        (Swap("touched = await transaction.rows(_TOUCH_ORPHANED, parameters)", "touched = []"),),
         f"{FENCE_TESTS}::test_a_row_that_a_rollback_touched_is_not_written_but_decided_again",
         "a request is confirmed by money that the chain has just taken back",
     ),

@@ -49,8 +49,8 @@ GONE = cell(
     last_cycle=None,
 )
 FLEET = Fleet(7, "running", "0.1.0", datetime(2026, 1, 2, tzinfo=UTC), (cell(0), GONE))
-LOCAL = NetworkState(Network("ethereum", "local"), 105, 100, 4.00049, "host-0#ab", None)
-STOPPED = NetworkState(Network("ethereum", "stopped"), 9, 8, 1.0, None, "fork below finality")
+LOCAL = NetworkState(Network("ethereum", "local"), 105, 100, 4.00049, "host-0#ab", None, True)
+STOPPED = NetworkState(Network("ethereum", "stopped"), 9, 8, 1.0, None, "fork below finality", False)
 UNBORN = NetworkState(Network("ethereum", "unborn"))
 
 
@@ -105,8 +105,10 @@ def test_status_is_the_contract() -> None:
         "head": 105,
         "scanned": 100,
         "lag_seconds": 4.0,
+        "at_head": False,
         "holder": "host-0#ab",
         "stop_reason": None,
+        "proven": True,
     }
     assert told["networks"]["unborn"]["scanned"] is None
 
@@ -151,4 +153,5 @@ def test_readings_are_lines_of_the_table_with_their_labels() -> None:
     assert found["reconsup_worker_ready_seconds"] == {(): 0.5}
     assert found["reconsup_chain_head"] == {("local",): 105, ("stopped",): 9}
     assert found["reconsup_chain_stopped"] == {("local",): 0, ("stopped",): 1, ("unborn",): 0}
+    assert found["reconsup_chain_proven"] == {("local",): 1, ("stopped",): 0}
     assert found["reconsup_row_errors"] == {("set_aside",): 1}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from reconsup.payments.decision import AUDIT_SECONDS, Facts, Look, decide
+from reconsup.payments.decision import AUDIT_SECONDS, Counted, Facts, Look, decide
 from reconsup.payments.request import RowError, Status
 from tests.payments.make import AUDITED, BEFORE, OVER, POLICY, after_deadline, chain, decided, paid, request
 
@@ -30,7 +30,7 @@ def test_grace_is_part_of_the_end_that_the_audit_must_be_behind() -> None:
 
 
 def test_a_token_request_and_one_whose_network_has_no_audit_wait_for_none() -> None:
-    token = request(asset="USDT", token_standard="ERC20", token_contract="0x70")
+    token = request(asset="USDT", token_standard="ERC20", token_contract="0x" + "70" * 20)
     off = dataclasses.replace(POLICY, audits_balances=False)
 
     assert decided(token, view=OVER, audited_time=None).status == Status.EXPIRED
@@ -55,4 +55,4 @@ def test_a_difference_mined_again_in_another_block_is_the_same_payment() -> None
     assert first.transaction == again.transaction != paid(61, 9, ref="0xb1:delta").transaction
     assert paid(60, 9, ref="0xa1:trace:0.1").transaction == "0xa1"
 
-    assert decided(Status.EXPIRED, again, expired_transactions=frozenset({first.transaction})).late == ()
+    assert decided(Status.EXPIRED, again, counted=Counted({first.transaction: 60})).late == ()

@@ -469,10 +469,10 @@ def test_what_was_there_before_the_request_is_not_money_for_it(database: Databas
 def test_an_address_that_sends_its_money_on_is_accounted_for(
     database: Database, anvil: Anvil, proxy: Proxy, node: str, is_swept_at_once: bool
 ) -> None:
-    """Half of it came with a log, half without; all of it is sent on before the request's end, with gas.
+    """Half of it came with a log, half without; all of it is sent on before the request's end, to the last wei.
 
-    Swept between two audits it shows nothing but its nonce, which is asked for before it may expire. Seen to fail
-    (expired) without the comparison of nonces.
+    The address is not fresh either. Sent on between two audits its money shows nothing but its nonce, which is asked for
+    before it may expire. Seen to fail (expired) without the comparison of nonces.
     """
     proxy.spoil = NODES[node]
 
@@ -480,8 +480,8 @@ def test_an_address_that_sends_its_money_on_is_accounted_for(
         async with open_shop(database, anvil, url=proxy.url, blocks=5, audit_blocks=1) as shop:
             await hidden.deploy(shop.chain)
             now = await shop.now()
-            address = f"0x{0x5EED:040x}"
-            await shop.chain.call("anvil_impersonateAccount", address)
+            address = shop.chain.accounts[7].lower()
+            before = int(await shop.chain.call("eth_getBalance", address, "latest"), 16)
             id_ = await shop.request(created_at=now, expires_at=now + SOON, address_canonical=address)
             await shop.work()
             await shop.chain.mine()
@@ -492,11 +492,11 @@ def test_an_address_that_sends_its_money_on_is_accounted_for(
             await shop.chain.mine()
             if not is_swept_at_once:
                 await shop.work()
-            await sweep(shop, address)
+            await send_on(shop, address, ETHER // 2 if is_swept_at_once else ETHER)
             await shop.mine_at(now + SOON + SECOND)
             await shop.chain.mine(3)
             await shop.work()
-            assert held(anvil, shop.row(id_)) == 0
+            assert held(anvil, shop.row(id_)) == before
             expected = ETHER // 2 if is_swept_at_once else ETHER
             assert total(shop, id_) == expected
             assert shop.reasons(id_)[-1] == ("payment_underpaid_expired" if is_swept_at_once else "payment_confirmed")
@@ -504,13 +504,12 @@ def test_an_address_that_sends_its_money_on_is_accounted_for(
     asyncio.run(run())
 
 
-async def sweep(shop: Shop, address: str) -> None:
-    """Send on all that an address has, to the last wei, and mine."""
-    balance = int(await shop.chain.call("eth_getBalance", address, "latest"), 16)
+async def send_on(shop: Shop, address: str, amount_wei: int) -> None:
+    """Send on so much, gas included, and mine."""
     price = 2 * 10**9
     tx = {"from": address, "to": shop.chain.accounts[3], "gas": hex(21_000), "gasPrice": hex(price)}
     await shop.chain.call("anvil_setNextBlockBaseFeePerGas", hex(10**9))
-    await shop.chain.call("eth_sendTransaction", tx | {"value": hex(balance - 21_000 * price)})
+    await shop.chain.call("eth_sendTransaction", tx | {"value": hex(amount_wei - 21_000 * price)})
     await shop.chain.mine()
 
 
