@@ -471,8 +471,8 @@ def test_an_address_that_sends_its_money_on_is_accounted_for(
 ) -> None:
     """Half of it came with a log, half without; all of it is sent on before the request's end, to the last wei.
 
-    The address is not fresh either. Sent on between two audits its money shows nothing but its nonce, which is asked for
-    before it may expire. Seen to fail (expired) without the comparison of nonces.
+    The address is not fresh either. Sent on between two audits its money shows nothing but its nonce, which is asked
+    for before it may expire. Seen to fail (expired) without the comparison of nonces.
     """
     proxy.spoil = NODES[node]
 
