@@ -11,11 +11,12 @@ import psycopg
 
 from reconsup.chain import balances, movements
 from reconsup.chain.errors import ChainInconsistent, ChainUnavailable
-from reconsup.chain.evm import EvmChain, Head
+from reconsup.chain.evm import ChainIdentity, EvmChain, Head
 from reconsup.chain.rpc import Endpoint
 from reconsup.payments.request import ETHEREUM, Network
 from reconsup.settings import Settings, shown_database_url
 from reconsup.store import cursor as cursors
+from reconsup.store.cursor import Cursor
 from reconsup.store.database import Database
 from reconsup.store.errors import StoreUnavailable
 from reconsup.store.revision import fetch_state
@@ -76,27 +77,19 @@ async def _check_database(settings: Settings, database: Database, say: Say) -> b
     return state.is_ready
 
 
-async def _check_balances(settings: Settings, chain: EvmChain, head: Head, say: Say) -> None:
-    """Say how the endpoint can be asked for balances, and whether it can trace: what the balance audit needs."""
+async def _balances(chain: EvmChain, head: Head) -> str:
+    """Say how an endpoint can be asked for balances, and whether it can trace: what the balance audit needs."""
     name, tip = chain.network, head.latest
-    if not settings.audits_balances(name):
-        say(
-            f"note  network {name}: the balance audit is off: money that leaves no transaction to the address and no "
-            "log is not seen, and a request that was paid so expires"
-        )
-        return
     try:
         how = await balances.how(chain, tip.block_hash)
         can_trace = await movements.traces(chain, tip.height, tip.block_hash)
     except (ChainUnavailable, ChainInconsistent) as error:
-        say(
-            f"note  endpoint {error}: it cannot tell balances, so no native request of {name} expires: "
+        return (
+            f"note  endpoint {error}: it cannot tell balances; while none can, no native request of {name} expires: "
             "use another endpoint, or switch the balance audit off with RECONSUP_BALANCE_AUDIT_JSON"
         )
-        return
-    say(
-        f"ok    balance audit {name}: {BALANCE_WAYS[how]}, "
-        + ("traces blocks" if can_trace else "does not trace: money without a log is placed by its block's difference")
+    return f"ok    balance audit {name}: {chain.endpoint.name}: {BALANCE_WAYS[how]}, " + (
+        "traces blocks" if can_trace else "does not trace: money without a log is placed by its block's difference"
     )
 
 
@@ -106,8 +99,34 @@ async def _twins(url: str) -> list[str]:
 
 
 async def _check_network(settings: Settings, database: Database, name: str, is_ready: bool, say: Say) -> bool:
-    urls = settings.rpc_urls[name]
-    async with Endpoint(name, urls, settings.rpc_timeout_seconds) as endpoint:
+    """A line for each URL of a network, and what they say together."""
+    cursor: Cursor | None = None
+    with suppress(StoreUnavailable):
+        cursor = await cursors.read(database, Network(ETHEREUM, name)) if is_ready else None
+    shown = [await _check_endpoint(settings, name, url, cursor, say) for url in settings.rpc_urls[name]]
+    if not settings.audits_balances(name):
+        say(
+            f"note  network {name}: the balance audit is off: money that leaves no transaction to the address and no "
+            "log is not seen, and a request that was paid so expires"
+        )
+    chains = {identity for identity in shown if identity is not None}
+    if len(chains) > 1:
+        say(f"FAIL  network {name}: its endpoints show different chains: correct PAYMENT_REQUEST_EVM_RPC_URLS_JSON")
+        return False
+    if cursor and cursor.stop_reason:
+        say(
+            f"FAIL  network {name} is stopped: {cursor.stop_reason}. It starts when its endpoints show the "
+            f"stored chain again; if that chain is gone: reconsup chain {name} resume"
+        )
+        return False
+    return None not in shown
+
+
+async def _check_endpoint(
+    settings: Settings, name: str, url: str, cursor: Cursor | None, say: Say
+) -> ChainIdentity | None:
+    """Try one URL: which chain it shows; None if it is of no use as it is."""
+    async with Endpoint(name, url, settings.rpc_timeout_seconds) as endpoint:
         chain = EvmChain(
             endpoint, proves=settings.proves_blocks(name), native_logs_from=settings.native_logs_from.get(name)
         )
@@ -115,39 +134,30 @@ async def _check_network(settings: Settings, database: Database, name: str, is_r
             identity = await chain.identity()
             head = await chain.head()
             (block,) = await chain.blocks(head.latest.height, head.latest.height)
+            audited = await _balances(chain, head) if settings.audits_balances(name) else None
         except (ChainUnavailable, ChainInconsistent) as error:
             say(f"FAIL  endpoint {error}")
-            return False
-        tags = [tag for tag, header in (("safe", head.safe), ("finalized", head.finalized)) if header]
+            return None
+    where = f"endpoint {name}: {endpoint.name}"
+    tags = [tag for tag, header in (("safe", head.safe), ("finalized", head.finalized)) if header]
+    depth = settings.confirmation_depth(name)
+    if isinstance(depth, str) and depth not in tags:
+        say(f"FAIL  {where}: the policy is '{depth}', but it has no such tag: give a depth")
+        return None
+    if cursor and (cursor.chain_id, cursor.genesis_hash) != (identity.chain_id, identity.genesis_hash):
         say(
-            f"ok    endpoint {name}: {endpoint.name}: chain id {identity.chain_id}, head {head.latest.height}, "
-            f"tags: {', '.join(tags) or 'none'}, "
-            + ("block receipts" if chain.supports_block_receipts else "no eth_getBlockReceipts: receipts one by one")
-            + (", its blocks are proven" if block.proven else ", its blocks are unproven")
+            f"FAIL  {where}: it shows chain id {identity.chain_id}, but this database was read from "
+            f"chain id {cursor.chain_id}: correct PAYMENT_REQUEST_EVM_RPC_URLS_JSON"
         )
-        if not block.proven:
-            say(f"note  endpoint {name}: blocks are believed as it tells them: {chain.doubt}")
-        await _check_balances(settings, chain, head, say)
-        if len(urls) > 1:
-            say(f"note  endpoint {name}: {len(urls)} URLs are given, this version uses the first only")
-        depth = settings.confirmation_depth(name)
-        if isinstance(depth, str) and depth not in tags:
-            say(f"FAIL  endpoint {name}: the policy is '{depth}', but the endpoint has no such tag: give a depth")
-            return False
-        if not is_ready:
-            return True
-        with suppress(StoreUnavailable):
-            cursor = await cursors.read(database, Network(ETHEREUM, name))
-            if cursor and (cursor.chain_id, cursor.genesis_hash) != (identity.chain_id, identity.genesis_hash):
-                say(
-                    f"FAIL  endpoint {name}: it shows chain id {identity.chain_id}, but this database was read from "
-                    f"chain id {cursor.chain_id}: correct PAYMENT_REQUEST_EVM_RPC_URLS_JSON"
-                )
-                return False
-            if cursor and cursor.stop_reason:
-                say(
-                    f"FAIL  network {name} is stopped: {cursor.stop_reason}. It starts when its endpoints show the "
-                    f"stored chain again; if that chain is gone: reconsup chain {name} resume"
-                )
-                return False
-    return True
+        return None
+    say(
+        f"ok    {where}: chain id {identity.chain_id}, head {head.latest.height}, "
+        f"tags: {', '.join(tags) or 'none'}, "
+        + ("block receipts" if chain.supports_block_receipts else "no eth_getBlockReceipts: receipts one by one")
+        + (", its blocks are proven" if block.proven else ", its blocks are unproven")
+    )
+    if not block.proven:
+        say(f"note  {where}: blocks are believed as it tells them: {chain.doubt}")
+    if audited is not None:
+        say(audited)
+    return identity

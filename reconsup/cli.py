@@ -134,7 +134,7 @@ def _run(parsed: argparse.Namespace) -> int:
     settings = load_from_process(_flags(parsed), parsed.env_file)
     logs.configure(settings.log_format)
     log = logs.get_logger()
-    for warning in (*settings.warnings, *_unused_urls(settings)):
+    for warning in settings.warnings:
         log.warning("settings", warning=warning)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)  # left as they are they would kill or stop the supervisor on the spot
@@ -172,14 +172,6 @@ def _supervise(settings: Settings, stack: ExitStack) -> int:
 def _memory_folder() -> Path:
     """Where the metrics' files live: in memory where the system has such a folder, else where temporary files go."""
     return Path(MEMORY_FOLDER if os.access(MEMORY_FOLDER, os.W_OK) else tempfile.gettempdir())
-
-
-def _unused_urls(settings: Settings) -> list[str]:
-    return [
-        f"{name}: {len(urls)} URLs are given, this version uses the first only"
-        for name, urls in settings.rpc_urls.items()
-        if len(urls) > 1
-    ]
 
 
 def _check(parsed: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ Workers may run meanwhile: the network is stopped, so nobody writes on it, and t
 
 import asyncio
 import getpass
+import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -83,7 +84,7 @@ async def _run(settings: Settings, network: Network, height: int | None, say: Sa
         if not state.is_ready:
             raise _Refused(EXIT_UNAVAILABLE, state.sentence())
         chains = [
-            EvmChain(await stack.enter_async_context(Endpoint(network.name, [url], settings.rpc_timeout_seconds)))
+            EvmChain(await stack.enter_async_context(Endpoint(network.name, url, settings.rpc_timeout_seconds)))
             for url in urls
         ]
         for _ in range(ATTEMPTS):
@@ -111,7 +112,11 @@ async def _run(settings: Settings, network: Network, height: int | None, say: Sa
 
 
 def _who() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 async def _that_answer(chains: Sequence[EvmChain], cursor: Cursor, quorum: int, say: Say) -> list[EvmChain]:

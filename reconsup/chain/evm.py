@@ -15,7 +15,7 @@ from typing import Any
 
 from reconsup.chain import decode, proof
 from reconsup.chain.block import Ask, Block, Fork, Header, NoFork, links, walk_back
-from reconsup.chain.errors import AnswerTooLarge, AnswerTooSlow, ChainInconsistent, ChainUnavailable
+from reconsup.chain.errors import AnswerTooLarge, AnswerTooSlow, ChainInconsistent, ChainUnavailable, Throttled
 from reconsup.chain.rpc import Call, Endpoint, Refusal
 
 BATCH_BLOCKS_MAX = 50
@@ -153,6 +153,15 @@ class EvmChain:
         with self._accusing():
             return [decode.header(raw, height) for raw, height in zip(raws, heights, strict=True)]
 
+    async def show(self, height: int) -> tuple[Header, Header | None]:
+        """Ask for the latest header and the one at a height (None: not there), in one small HTTP request."""
+        method = "eth_getBlockByNumber"
+        latest, there = await self._results([(method, ["latest", False]), (method, [hex(height), False])])
+        if latest is None:
+            raise ChainUnavailable(self.endpoint.says("has no latest block"))
+        with self._accusing():
+            return decode.header(latest), None if there is None else decode.header(there, height)
+
     async def find_fork(
         self, stored: Mapping[int, str], head: Header, on_headway: Callable[[], Awaitable[None]] | None = None
     ) -> Fork | NoFork:
@@ -194,7 +203,7 @@ class EvmChain:
                 self._pace.was_too_much(count)
                 if count == 1:
                     raise
-            except AnswerTooSlow:
+            except (AnswerTooSlow, Throttled):
                 self._pace.was_too_much(count)
                 raise  # another attempt might take as long again: that is for whoever holds a lease to decide
         with self._accusing():

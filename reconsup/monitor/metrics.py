@@ -164,6 +164,7 @@ LEASES_RELEASED = _counter(
     cause=_CAUSES,
 )
 BLOCKS_SCANNED = _counter("reconsup_blocks_scanned_total", ("network",), "Blocks read whole and committed")
+SPAN_BLOCKS = _counter("reconsup_span_blocks_total", ("network",), "Blocks older than the tail read for old requests")
 REORGS = _counter("reconsup_reorgs_total", ("network",), "Proven reorganisations rolled back")
 AUDITS = _counter(
     "reconsup_audits_total", ("network",), "Balance audits of all open native requests that were finished"
@@ -184,6 +185,11 @@ RPC_REQUESTS = _counter(
     method=_METHODS,
     outcome=_OUTCOMES,
 )
+RPC_DISAGREEMENTS = _counter(
+    "reconsup_rpc_disagreements_total",
+    ("network",),
+    "Times that nothing was written because two endpoints of a network show different blocks; grows while they do",
+)
 RPC_SECONDS = _histogram(
     "reconsup_rpc_seconds",
     ("network", "method"),
@@ -199,11 +205,13 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     ROW_FAILURES,
     LEASES_RELEASED,
     BLOCKS_SCANNED,
+    SPAN_BLOCKS,
     REORGS,
     AUDITS,
     AUDIT_SETTLEMENTS,
     SETTLEMENTS_REPAIRED,
     RPC_REQUESTS,
+    RPC_DISAGREEMENTS,
     RPC_SECONDS,
 )
 
@@ -226,6 +234,7 @@ CHAIN_STOPPED = Line(
     "reconsup_chain_stopped", "gauge", ("network",), "1: the network stopped itself, a person must act"
 )
 CHAIN_PROVEN = Line("reconsup_chain_proven", "gauge", ("network",), "1: all blocks of the tail were proven complete")
+SPAN_BLOCKS_LEFT = Line("reconsup_span_blocks_left", "gauge", ("network",), "Old blocks that requests still wait for")
 BUILD_INFO = Line("reconsup_build_info", "gauge", ("version",), "Always 1")
 
 READ: tuple[Line, ...] = (
@@ -240,6 +249,7 @@ READ: tuple[Line, ...] = (
     CHAIN_SCANNED,
     CHAIN_LAG,
     CHAIN_STOPPED,
+    SPAN_BLOCKS_LEFT,
     CHAIN_PROVEN,
     BUILD_INFO,
 )

@@ -123,6 +123,7 @@ def _backlog_readings(backlog: Backlog) -> Readings:
         "reconsup_oldest_due_seconds": {(): backlog.oldest_due_seconds},
         "reconsup_chain_head": each({name: state.head for name, state in networks.items()}),
         "reconsup_chain_scanned": each({name: state.scanned for name, state in networks.items()}),
+        "reconsup_span_blocks_left": each({name: state.span_blocks_left for name, state in networks.items()}),
         "reconsup_chain_lag_seconds": each({name: state.lag_seconds for name, state in networks.items()}),
         "reconsup_chain_stopped": each({name: float(bool(state.stop_reason)) for name, state in networks.items()}),
         "reconsup_chain_proven": each({name: _figure(state.proven) for name, state in networks.items()}),
@@ -157,6 +158,7 @@ def _network(state: NetworkState | None) -> dict[str, object]:
     return {
         "head": state.head if state else None,
         "scanned": state.scanned if state else None,
+        "span_blocks_left": state.span_blocks_left if state else None,
         "lag_seconds": None if lag_seconds is None else round(lag_seconds, 3),
         "at_head": _is_at_head(state),
         "holder": state.holder if state else None,

@@ -11,6 +11,7 @@ commit that waits: with a dozen admissions at a time, none was ever had for it.
 from collections.abc import Sequence
 from typing import LiteralString
 
+from reconsup.store import joining
 from reconsup.store.database import Database, Transaction
 from reconsup.store.leases import HELD_EPOCH, Batch
 from reconsup.store.matching import PAID_IN_TAIL, settle
@@ -19,8 +20,8 @@ from reconsup.store.matching import PAID_IN_TAIL, settle
 async def admit(database: Database, batch: Batch) -> frozenset[str]:
     """Look up the past of the batch's requests in the tail; the ids whose whole past has now been read.
 
-    Settles what the tail holds for them, also where the past is longer than the tail: that is repeated at each
-    look until a later admission closes it. Only rows still leased by this batch are written.
+    Settles what the tail holds for them, also where the past is longer than the tail: then a span is opened that reads
+    the rest (`store.joining`). Only rows still leased by this batch are written.
     """
     claims = [claim for claim in batch.claims if not claim.request.admitted]
     parameters = {
@@ -33,8 +34,11 @@ async def admit(database: Database, batch: Batch) -> frozenset[str]:
 
     async def work(transaction: Transaction) -> frozenset[str]:
         await transaction.send(_LOCK_CURSOR, parameters)
+        joins = await joining.open_for(transaction, batch.network, owner=batch.owner, claims=claims)
         admitted = await transaction.rows(_ADMIT, parameters)
         await transaction.send(_SETTLE_TAIL, parameters)
+        if joins is not None:
+            await joining.mark(transaction, joins)
         return frozenset(id_ for (id_,) in admitted)
 
     return await database.transact(work)

@@ -92,7 +92,7 @@ async def commit(
         if not await transaction.rows(_ADVANCE, fence(cursor) | moved | {"lease": lease_seconds}):
             raise _FencedError
         await transaction.send(_INSERT_BLOCKS, span | _block_columns(blocks))
-        await transaction.send(_INSERT_CREDITS, span | _credit_columns(blocks))
+        await transaction.send(_INSERT_CREDITS, span | credit_columns(blocks))
         tail = await transaction.rows(_TAIL, span | tag_parameters(tags) | {"tail_blocks": tail_blocks})
         ((tail_start, finalized_height),) = tail
         await transaction.send(_PRUNE_BLOCKS, span | {"tail_start": tail_start})
@@ -200,7 +200,8 @@ def _block_columns(blocks: Sequence[Block]) -> dict[str, Any]:
     }
 
 
-def _credit_columns(blocks: Sequence[Block]) -> dict[str, Any]:
+def credit_columns(blocks: Sequence[Block]) -> dict[str, Any]:
+    """All credits of some blocks, one array for each column of `app.chain_credits`."""
     credits_ = [(block, credit) for block in blocks for credit in block.credits]
     return {
         "heights": [block.height for block, _ in credits_],

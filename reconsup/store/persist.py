@@ -214,7 +214,7 @@ def _proof_as_json(proof: Orphaning) -> dict[str, Any]:
 
 # `locked` locks the whole batch in id order, reads the newest version of each row, and says which part of the
 # fence holds. The UPDATE repeats the fence on the row itself: that is what counts. While nobody could say whose money
-# it was, none was settled: once such a row is put right, the tail is read again for it.
+# it was, none was settled: once such a row is put right, the tail, or a span, is read again for it.
 _PERSIST: LiteralString = (
     """
 WITH locked AS MATERIALIZED (
@@ -243,6 +243,10 @@ WITH locked AS MATERIALIZED (
         WHEN l.error IN ('ambiguous_address', 'chain_id_mismatch', 'token_contract_missing', 'token_contract_invalid',
                          'address_invalid') THEN NULL
         ELSE r.reconcile_admitted_height END,
+      reconcile_span_height = CASE
+        WHEN l.error IN ('ambiguous_address', 'chain_id_mismatch', 'token_contract_missing')
+          OR l.status IN ('confirmed', 'expired') THEN NULL
+        ELSE r.reconcile_span_height END,
       reconcile_failures = CASE WHEN l.error IS NULL THEN 0 ELSE r.reconcile_failures + 1 END,
       reconcile_crashes = 0,
       reconcile_error = l.error,

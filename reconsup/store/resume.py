@@ -15,6 +15,7 @@ from reconsup.chain.block import Fork, Header
 from reconsup.payments.request import Network
 from reconsup.store.cursor import Cursor
 from reconsup.store.database import Database, Transaction
+from reconsup.store.leases import TOUCHED
 from reconsup.store.ledger import ORPHANED, orphan_columns, take_back
 
 SettledBlock = tuple[int, str]  # height and hash of a block in which we know of a credit
@@ -134,10 +135,12 @@ WHERE r.id = ANY (ARRAY(
 ORDER BY r.id FOR NO KEY UPDATE OF r
 """
 )
-_FORGET_SPAN: LiteralString = """
-UPDATE app.payment_requests SET reconcile_span_height = NULL
-WHERE chain = %(chain)s AND network = %(network)s AND reconcile_span_height IS NOT NULL
-"""
+# Touched, they ask for another span at once: their next look may be hours away.
+_FORGET_SPAN: LiteralString = (
+    "UPDATE app.payment_requests r SET reconcile_span_height = NULL, next_reconcile_at ="
+    + TOUCHED
+    + " WHERE r.chain = %(chain)s AND r.network = %(network)s AND r.reconcile_span_height IS NOT NULL"
+)
 _TELL: LiteralString = """
 INSERT INTO app.chain_events (chain, network, event, height, who, detail)
 VALUES (%(chain)s, %(network)s, 'resumed', %(fork)s, %(who)s, jsonb_build_object(

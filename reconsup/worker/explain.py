@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from reconsup.chain import balances, movements
 from reconsup.chain.balances import State
-from reconsup.chain.errors import ChainUnavailable
+from reconsup.chain.errors import CallRefused
 from reconsup.chain.evm import EvmChain
 from reconsup.store.findings import Case, Finding, Found
 
@@ -47,11 +47,11 @@ class _Ledger:
         self._seen: dict[int, _Rest | None] = {}
 
     async def at(self, height: int) -> _Rest:
-        """What it was at a block; ChainUnavailable if the endpoint does not keep that."""
+        """What it was at a block; CallRefused if the endpoint does not keep that."""
         await self.ask([height])
         found = self._seen[height]
         if found is None:
-            raise ChainUnavailable(self._chain.endpoint.says(f"does not have the state of block {height}"))
+            raise CallRefused(self._chain.endpoint.says(f"does not have the state of block {height}"))
         return found
 
     async def ask(self, heights: list[int]) -> dict[int, _Rest]:
@@ -68,7 +68,7 @@ class _Ledger:
 
 
 async def explain(chain: EvmChain, case: Case, height: int) -> Finding:
-    """Follow a case's address up to a stored block. ChainUnavailable if the endpoint does not know its state there."""
+    """Follow a case's address up to a stored block. CallRefused if the endpoint does not keep its state there."""
     ledger = _Ledger(chain, case, height)
     end = await ledger.at(height)
     at, begin, difference, unexplained = await _begin(ledger, case)

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from datetime import datetime
 
 from reconsup import logs
 from reconsup.monitor import metrics
 from reconsup.payments.decision import Decision
 from reconsup.payments.request import Reason, Status
+from reconsup.store.joining import is_too_old
 from reconsup.store.leases import Batch, Claim
 from reconsup.store.persist import Failure, Persisted
 
@@ -69,6 +71,18 @@ def tell_refused(refused: Mapping[str, str], todo: str) -> None:
     for id_, words in refused.items():
         metrics.ROW_FAILURES.inc(1, "refused")
         log.error("row_refused", request_id=id_, error=words, todo=todo)
+
+
+def tell_too_old(batch: Batch, tip_time: datetime) -> None:
+    """An alarm for each request whose past is not read, because it would be too much."""
+    for claim in batch.claims:
+        if not claim.request.admitted and is_too_old(claim.request, tip_time):
+            log.warning(
+                "request_too_old",
+                request_id=claim.request.id,
+                created_at=claim.request.created_at.isoformat(),
+                todo="its past on chain is not read and it never expires: put created_at right, or set its status",
+            )
 
 
 def _tell_transition(

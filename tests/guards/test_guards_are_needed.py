@@ -1,6 +1,6 @@
 """Every guard is needed: without it, the test that is named for it fails; with it, that test passes.
 
-The guards, their tests, and what the operator would see without them, stand in of_leases.py and the other
+The guards, their tests, and what the operator would see without them, stand in the modules
 of_*.py; mutants.py says what to do when one no longer applies.
 """
 

@@ -121,6 +121,19 @@ def test_each_served_network_is_told_as_its_cursor_shows_it(database: Fresh) -> 
     assert (unborn.network.name, unborn.head, unborn.scanned, unborn.lag_seconds) == ("unborn", None, None, None)
 
 
+def test_old_blocks_that_requests_wait_for_are_told_with_their_network(database: Fresh) -> None:
+    insert_cursor(database)
+    insert_cursor(database, network="other")
+    database.execute(
+        "INSERT INTO app.chain_spans (chain, network, from_height, to_height, next_height, next_hash)"
+        " VALUES ('ethereum', 'other', 10, 99, 49, '0x1')"
+    )
+
+    networks = read(database, LOCAL, OTHER, Network("ethereum", "unborn")).networks
+
+    assert [network.span_blocks_left for network in networks] == [0, 40, None]
+
+
 def test_serving_nothing_finds_nothing(database: Fresh) -> None:
     insert(database)
 

@@ -173,6 +173,8 @@ def test_the_table_has_the_names_of_the_contract() -> None:
         "reconsup_chain_stopped": ("network",),
         "reconsup_chain_proven": ("network",),
         "reconsup_blocks_scanned_total": ("network",),
+        "reconsup_span_blocks_total": ("network",),
+        "reconsup_span_blocks_left": ("network",),
         "reconsup_reorgs_total": ("network",),
         "reconsup_rpc_requests_total": ("network", "method", "outcome"),
         "reconsup_rpc_seconds": ("network", "method"),
@@ -183,6 +185,7 @@ def test_the_table_has_the_names_of_the_contract() -> None:
         "reconsup_row_failures_total": ("reason",),
         "reconsup_audits_total": ("network",),
         "reconsup_audit_settlements_total": ("network", "how"),
+        "reconsup_rpc_disagreements_total": ("network",),
     }
 
     assert {line.name: line.labels for line in metrics.TABLE} == contract | ours

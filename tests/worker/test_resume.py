@@ -143,8 +143,8 @@ def test_below_the_tail_a_height_is_asked_for_and_every_settlement_is_compared(
 ) -> None:
     """What still stands stays confirmed, what is gone is taken back with its proof, and read again where it came back.
 
-    Seen to fail (the first payment reorged) when all settlements above HEIGHT are taken back unseen; (nothing refused)
-    when the highest one below HEIGHT is not asked for.
+    Seen to fail when what still stands is taken for gone (there is no height to propose then); (nothing refused) when
+    the highest settlement below HEIGHT is not asked for.
     """
 
     async def run() -> None:

@@ -91,7 +91,7 @@ def test_a_tag_of_another_chain_than_ours_confirms_nothing(database: Database, t
 def test_a_payment_that_left_the_tail_while_finality_stalls_is_not_confirmed(database: Database, tagged: Anvil) -> None:
     """Nobody can take it back any more without stopping the network; but the chain has not called it final.
 
-    Seen to fail (confirmed) where what has left the tail counts as finalized, in the view as for the due heights.
+    Seen to fail (confirmed) where what has left the tail counts as finalized.
     """
 
     async def run() -> None:
