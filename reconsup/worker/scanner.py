@@ -77,6 +77,12 @@ class Scanner:
         """Whether this process may decide about requests of the network."""
         return self._is_same is True
 
+    @property
+    def held(self) -> Cursor | None:
+        """The cursor, while this process holds the scan lease and the network runs."""
+        cursor = self._cursor
+        return None if cursor is None or cursor.stop_reason is not None else cursor
+
     async def run(self) -> None:
         """Scan until the drain begins; then free the lease."""
         while not self._pause.is_stopping:
