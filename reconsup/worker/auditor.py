@@ -18,6 +18,7 @@ import structlog
 from reconsup.chain import balances
 from reconsup.chain.errors import ChainInconsistent, ChainUnavailable
 from reconsup.chain.nodes import Nodes
+from reconsup.chain.state import State
 from reconsup.fleet.posix import Bell, Cell
 from reconsup.monitor import metrics
 from reconsup.payments.request import Network
@@ -27,7 +28,7 @@ from reconsup.store.cursor import Cursor
 from reconsup.store.database import Database
 from reconsup.store.errors import StoreRejected, StoreUnavailable
 from reconsup.store.findings import Finding
-from reconsup.worker.explain import explain
+from reconsup.worker import surety
 from reconsup.worker.pause import Pause
 
 RETRY_SECONDS_MIN = 1.0
@@ -79,6 +80,7 @@ class Auditor:
         self._pause = pause
         self._log = structlog.get_logger().bind(network=terms.network.name)
         self._failures = 0
+        self._is_sure = True  # told when it changes
 
     async def run(self) -> None:
         """Audit until the drain begins."""
@@ -160,14 +162,15 @@ class Auditor:
         await self._explain(cursor, page, await self._differing(page), tally)
 
     async def _compare_and_mark(self, cursor: Cursor, page: Page, tally: _Tally) -> None:
-        """As they may have got money and have sent it on since the last sweep, their nonces are compared, too."""
-        addresses = [each.address for each in page.accounts]
-        nonces = await self._nodes.ask(lambda chain: balances.nonces(chain, addresses, page.block_hash))
-        sent = {each.id for each, nonce in zip(page.accounts, nonces, strict=True) if nonce != each.nonce}
-        differing = await self._differing(page)
-        wanting = [each for each in page.accounts if each in differing or each.id in sent]
-        await self._explain(cursor, page, wanting, tally)
-        explained = [each for each in page.accounts if each not in wanting]
+        """What lets them expire is vouched for. They may have got money and sent it on, so nonces count as well."""
+        states, is_sure = await self._nodes.ask(lambda chain: surety.at_end(self._nodes, chain, page))
+        self._tell_surety(is_sure)
+        explained = [
+            each
+            for each, state in zip(page.accounts, states, strict=True)
+            if state == State(each.expected_minor, each.nonce)
+        ]
+        await self._explain(cursor, page, [each for each in page.accounts if each not in explained], tally)
         if explained and await audit.mark(self._database, cursor, page, explained):
             self._bell.ring()
 
@@ -198,7 +201,7 @@ class Auditor:
         case = await findings.open_case(self._database, cursor, account.id)
         if case is None or case.blocks.get(page.height) != page.block_hash:
             return
-        finding = await self._nodes.ask(lambda chain: explain(chain, case, page.height))
+        finding, is_sure = await self._nodes.ask(lambda chain: surety.find(self._nodes, chain, case, page.height))
         settled = await findings.record(self._database, cursor, case, finding)
         if settled is None:
             return
@@ -213,10 +216,17 @@ class Auditor:
                 evidence_ref=each.evidence_ref,
                 amount_minor=str(each.amount_minor),
                 height=each.height,
+                proven=is_sure,
             )
         if finding.unexplained_minor:
             tally.unexplained += 1
             self._tell_unexplained(account, finding)
+
+    def _tell_surety(self, is_sure: bool) -> None:
+        """Tell when it changes whether anybody vouches for the balances by which requests expire."""
+        if is_sure is not self._is_sure:
+            self._is_sure = is_sure
+            (self._log.info if is_sure else self._log.warning)("balances_proven" if is_sure else "balances_unproven")
 
     def _tell_unexplained(self, account: Account, finding: Finding) -> None:
         if finding.unexplained_minor != account.unexplained_minor:
