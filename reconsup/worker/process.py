@@ -166,7 +166,7 @@ class _Worker:
                 expiry_grace_seconds=self._settings.expiry_grace_seconds,
             ),
             await stack.enter_async_context(self._database()),
-            await self._all_nodes(stack, network),  # of its own: who cannot tell balances may yet be scanned
+            self._nodes[network].apart(),  # who cannot tell balances may yet be scanned
             scanner,
             self._cell,
             self._seat.bell,
@@ -195,7 +195,7 @@ class _Worker:
         return SpanReader(
             Reading(network, self._seat.owner, self._settings.lease_seconds, self._settings.poll_interval_seconds),
             await stack.enter_async_context(self._database()),
-            self._nodes[network],
+            self._nodes[network].apart(),
             self._seat.bell,
             self._pauses.pause(),
             is_served=lambda: scanner.is_served,

@@ -112,7 +112,12 @@ class Desk:
         self.scanner.desk = self
         reading = Reading(LOCAL, self.owner, self.watch.lease_seconds, 15.0, join_seconds=0.0)
         self.reader = SpanReader(
-            reading, await self._store("span"), self.nodes, self.bell, pause(), is_served=lambda: self.scanner.is_served
+            reading,
+            await self._store("span"),
+            self.nodes.apart(),
+            self.bell,
+            pause(),
+            is_served=lambda: self.scanner.is_served,
         )
         nodes = Nodes(chains, clock=self._clock)  # as in the worker: of its own
         self.auditor = Auditor(
