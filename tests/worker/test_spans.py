@@ -63,6 +63,7 @@ def test_requests_thousands_of_blocks_older_than_the_tail_are_confirmed_or_expir
             assert reads(proxy) == -(-tail_start // 50)
             assert len(proxy.requests) == 1 + reads(proxy)  # once, who it is
             assert max(len(methods) for methods in proxy.requests) == 100
+            await shop.desk.audit()
             await shop.desk.look()
             assert [shop.status(id_) for id_ in (native, token, unpaid)] == ["confirmed", "confirmed", "expired"]
             assert [row["block_height"] for row in shop.settlements(token).values()] == [paid_at]
@@ -401,6 +402,7 @@ def test_a_frozen_row_that_was_paid_long_ago_does_not_hold_back_the_others(datab
             with capture_logs() as logs:
                 await shop.desk.read_span()
             assert [each["request_id"] for each in logs if each["event"] == "row_refused"] == [frozen]
+            await shop.desk.audit()
             await shop.desk.look()
             assert [shop.status(id_) for id_ in (frozen, paid, unpaid)] == ["pending", "confirmed", "expired"]
             assert spans_of(database) == []
