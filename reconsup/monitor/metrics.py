@@ -193,7 +193,7 @@ RPC_DISAGREEMENTS = _counter(
 RPC_SECONDS = _histogram(
     "reconsup_rpc_seconds",
     ("network", "method"),
-    "Time of the HTTP exchange a JSON-RPC call went with",
+    "Time of each HTTP exchange in which the method was called",
     method=_METHODS,
 )
 

@@ -98,8 +98,7 @@ async def commit(
         touched, refused = await _touch(transaction, span | {"against": due_against}, is_careful=is_careful)
         settled = await transaction.rows(_SETTLE_BLOCKS, span)
         # Last: were there more blocks than the tail holds, credits would be gone before they were matched.
-        await transaction.send(_PRUNE_BLOCKS, span | {"tail_start": tail_start})
-        await transaction.send(_PRUNE_CREDITS, span | {"tail_start": tail_start})
+        await _prune(transaction, span | {"tail_start": tail_start})
         after = replace(
             cursor,
             next_height=last.height + 1,
@@ -119,6 +118,11 @@ async def commit(
     except _FencedError:
         return None
     return replace(done, touched=done.touched + await touch_due(database, cursor.network, due_against))
+
+
+async def _prune(transaction: Transaction, parameters: dict[str, Any]) -> None:
+    await transaction.send(_PRUNE_BLOCKS, parameters)
+    await transaction.send(_PRUNE_CREDITS, parameters)
 
 
 async def _touch(

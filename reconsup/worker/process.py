@@ -264,8 +264,8 @@ def policy(settings: Settings, network: Network) -> Policy:
     )
 
 
-def _count_rpc_call(network: str, method: str, outcome: str, seconds: float) -> None:
-    metrics.RPC_REQUESTS.inc(1, network, method, outcome)
+def _count_rpc_call(network: str, method: str, outcome: str, seconds: float, count: int) -> None:
+    metrics.RPC_REQUESTS.inc(count, network, method, outcome)
     metrics.RPC_SECONDS.observe(seconds, network, method)
 
 

@@ -150,8 +150,8 @@ class Desk:
         """The endpoints' clock: nobody waits here, so it goes on by what the scanner would have waited."""
         return time.monotonic() + self.skipped_seconds
 
-    def _count(self, _: str, method: str, outcome: str, __: float) -> None:
-        self.calls.append((method, outcome))
+    def _count(self, _: str, method: str, outcome: str, __: float, count: int) -> None:
+        self.calls += [(method, outcome)] * count
 
     async def scan(self) -> float:
         """Turn until the scanner would wait; for how long."""
