@@ -75,7 +75,7 @@ OF_AUDIT = {
     ),
     "audit: no question for nonces before an expiry": Mutant(
         AUDITOR,
-        (Swap("if nonce != each.nonce}", "if False}"),),
+        (Swap("if state == State(each.expected_minor, each.nonce)", "if state.balance_minor == each.expected_minor"),),
         f"{TESTS}::test_an_address_that_sends_its_money_on_is_accounted_for[traces-True]",
         "money that came and went between two audits is never seen, and the request expires",
     ),
