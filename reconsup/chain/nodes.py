@@ -191,9 +191,12 @@ class Nodes:
     async def agree(self, chain: EvmChain, told: T, again: Callable[[EvmChain], Awaitable[T]], about: str) -> bool:
         """Whether another endpoint tells the same of balances as `chain` did; False: none is there that can tell.
 
-        Raises EndpointsDisagree.
+        So many as the quorum must, where that is more than one. Raises Undecided.
         """
+        agreeing = 1
         for node in self._usable(but=[self._of(chain)]):
+            if agreeing >= max(self._quorum, 2):
+                break
             try:
                 await self._meet(node)
                 theirs = await again(node.chain)
@@ -204,9 +207,10 @@ class Nodes:
             if theirs != told:
                 names = f"{chain.endpoint.name} and {node.name}"
                 raise self._disagree(f"{names} tell different balances {about}", todo=TODO_BALANCES)
-            self._decided(self._quorum, about)
-            return True
-        return False
+            agreeing += 1
+        if agreeing > 1 or self._quorum > 1:
+            self._decided(agreeing, f"the balances {about}")
+        return agreeing > 1
 
     def saw(self, chain: EvmChain, latest: Header) -> None:
         """Note how high an endpoint's head is."""

@@ -33,6 +33,7 @@ from reconsup.worker.pause import Pause
 
 RETRY_SECONDS_MIN = 1.0
 RETRY_SECONDS_MAX = 300.0
+DUE_ACCOUNTS = 500  # before they expire: a call for each, and their block must not grow old meanwhile
 FAILURES_TOLD = 2  # one may be a reorg that came between the question and the answer
 
 
@@ -80,7 +81,7 @@ class Auditor:
         self._pause = pause
         self._log = structlog.get_logger().bind(network=terms.network.name)
         self._failures = 0
-        self._is_sure = True  # told when it changes
+        self._has_told = False
 
     async def run(self) -> None:
         """Audit until the drain begins."""
@@ -126,7 +127,8 @@ class Auditor:
 
     async def _before_expiry(self, cursor: Cursor, expiry_time: datetime) -> None:
         """Compare those that wait for it to expire, also how much they have sent, and mark those that are explained."""
-        read = partial(audit.read_page, ends_before=expiry_time, grace_seconds=self._terms.expiry_grace_seconds)
+        grace = self._terms.expiry_grace_seconds
+        read = partial(audit.read_page, limit=DUE_ACCOUNTS, ends_before=expiry_time, grace_seconds=grace)
         await self._through(cursor, "expiry", read, self._compare_and_mark)
 
     async def _through(
@@ -223,10 +225,14 @@ class Auditor:
             self._tell_unexplained(account, finding)
 
     def _tell_surety(self, is_sure: bool) -> None:
-        """Tell when it changes whether anybody vouches for the balances by which requests expire."""
-        if is_sure is not self._is_sure:
-            self._is_sure = is_sure
-            (self._log.info if is_sure else self._log.warning)("balances_proven" if is_sure else "balances_unproven")
+        """Tell once that requests expire by one node's word. (Some prove their latest block only: now and then.)"""
+        if not is_sure and not self._has_told:
+            self._has_told = True
+            self._log.warning(
+                "balances_unproven",
+                todo="requests of this network expire by what one endpoint tells of their balances: give the network "
+                "one with eth_getProof, or a second one",
+            )
 
     def _tell_unexplained(self, account: Account, finding: Finding) -> None:
         if finding.unexplained_minor != account.unexplained_minor:

@@ -1,18 +1,21 @@
 """Proofs of many accounts: how they are asked for, and what an endpoint that gives none is taken for."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from reconsup.chain import accounts
-from reconsup.chain.errors import ChainInconsistent, ChainUnavailable, Throttled
+from reconsup.chain.errors import ChainInconsistent, ChainUnavailable, EndpointsDisagree, QuorumMissing, Throttled
 from reconsup.chain.evm import EvmChain
 from reconsup.chain.state import State
 from reconsup.demo.anvil import Anvil
 from tests.chain.bench import Bench, on_bench
+from tests.chain.nodes_at import Group, nodes_at
 from tests.chain.test_balances import address, rich, tip
 from tests.support import hidden
 from tests.support.proxy import Proxy, Reply, change, refuse
+from tests.support.twin_nodes import away
 
 pytestmark = pytest.mark.service
 
@@ -138,3 +141,30 @@ def test_a_node_that_shows_another_state_root_is_one(anvil: Anvil, proxy: Proxy)
             await accounts.proven(at.chain, pairs)
 
     on_bench(anvil, story, proxy)
+
+
+def test_the_quorum_is_of_balances_too_where_they_are_not_proven(anvil: Anvil, proxy: Proxy) -> None:
+    """Told as of blocks. Seen to fail (told by one) without the count."""
+
+    async def run() -> None:
+        urls = (anvil.url, proxy.url)
+        async with nodes_at(*urls) as any_, nodes_at(*urls, quorum=2) as two:
+
+            async def ask(group: Group, told: int) -> bool:
+                async def again(_: EvmChain) -> int:
+                    await group.chains[1].head()
+                    return 1
+
+                return await group.nodes.agree(group.chains[0], told, again, "at block 1")
+
+            assert (await ask(any_, 1), await ask(two, 1)) == (True, True)
+            for group in (any_, two):
+                with pytest.raises(EndpointsDisagree, match="tell different balances at block 1"):
+                    await ask(group, 2)
+            assert (await ask(any_, 1), await ask(two, 1)) == (True, True)
+            proxy.spoil = away
+            assert await ask(any_, 1) is False
+            with pytest.raises(QuorumMissing):
+                await ask(two, 1)
+
+    asyncio.run(run())
