@@ -1,0 +1,144 @@
+"""What must hold after every step of a tale, and at its end, whatever was done: judged by the chronicle."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from reconsup.payments.decision import Policy
+from reconsup.payments.request import TRANSITIONS, Reason, Status
+from tests.support import lease_history
+from tests.support.chronicle import Chronicle, Wanted
+from tests.support.postgres import Database
+
+KEPT = (Reason.LATE, Reason.REORGED_AFTER_FINALITY)  # entries that are no step
+
+
+class BrokenError(AssertionError):
+    """A law that does not hold."""
+
+
+class Laws:
+    """Looks at what the database says of requests, settlements and history."""
+
+    def __init__(
+        self,
+        database: Database,
+        outsider: psycopg.Connection[Any],
+        chronicle: Chronicle,
+        policy: Policy,
+        wanted: Sequence[Wanted],
+    ) -> None:
+        self._database = database
+        self._outsider = outsider
+        self._chronicle = chronicle
+        self._policy = policy
+        self._wanted = wanted
+        self._last_entry = 0
+        self._status: defaultdict[str, str] = defaultdict(lambda: "pending")
+        self._reasons: defaultdict[str, list[str]] = defaultdict(list)
+
+    def look(self) -> None:
+        """Judge what the history says that it had not said before, and that the rows say the same."""
+        by_id = {each.id: each for each in self._wanted}
+        query = "SELECT * FROM app.payment_request_transitions WHERE id > %s ORDER BY id"
+        for entry in self._all(query, self._last_entry):
+            self._last_entry = entry["id"]
+            self._judge(by_id[entry["payment_request_id"]], entry)
+        for id_, status in self.statuses().items():
+            _must(status == self._status[id_], f"{id_} is {status}; by its history {self._status[id_]}")
+
+    def statuses(self) -> dict[str, str]:
+        """The status of each request."""
+        return {row["id"]: row["status"] for row in self._all("SELECT id, status FROM app.payment_requests")}
+
+    def tip(self) -> str:
+        """The hash of the highest block that was read."""
+        (row,) = self._all("SELECT tip_hash FROM app.chain_cursors")
+        return str(row["tip_hash"])
+
+    def _judge(self, wanted: Wanted, entry: dict[str, Any]) -> None:
+        before, after, reason = entry["from_status"], entry["to_status"], entry["reason"]
+        what = f"{wanted.id}: {before} → {after}, {reason}"
+        if reason in KEPT:  # told together with the step that led there, or later
+            _must(after == self._status[wanted.id], f"{what}, but it is {self._status[wanted.id]}")
+        else:
+            _must(before == self._status[wanted.id], f"{what}, but it was {self._status[wanted.id]}")
+            _must(reason in TRANSITIONS.get((Status(before), Status(after)), ()), what)
+        _must(reason != Reason.CONFIRMED or reason not in self._reasons[wanted.id], f"{what} twice")
+        self._status[wanted.id] = after
+        self._reasons[wanted.id].append(reason)
+        refs = [each["ref"] for each in entry["evidence"] if each["canonical"]]
+        _must(len(refs) == len(set(refs)), f"{what}: evidence twice")
+        self._judge_by_the_chain(wanted, after, reason, entry, what)
+
+    def _judge_by_the_chain(self, wanted: Wanted, after: str, reason: str, entry: dict[str, Any], what: str) -> None:
+        chronicle, policy = self._chronicle, self._policy
+        if reason in (Reason.CONFIRMED, Reason.RECONFIRMED):
+            depth = policy.confirmations
+            assert isinstance(depth, int)
+            _must(chronicle.could_ever(wanted, depth, policy.confirmed_threshold_bps), f"{what}: never paid so deep")
+        elif reason == Reason.DETECTED:
+            _must(chronicle.could_ever(wanted, 1, policy.detected_threshold_bps), f"{what}: never paid so much")
+        elif reason == Reason.REORGED:
+            proof = entry["proof"]
+            _must(chronicle.was_orphaned(proof["height"], proof["block_hash"]), f"{what}: no such reorg: {proof}")
+            block = chronicle.blocks[proof["block_hash"]]
+            _must(bool(chronicle.credits_of(wanted, [block])), f"{what}: none of its money was in {proof}")
+        elif reason == Reason.LATE:
+            tx = str(entry["evidence_ref"]).partition(":")[0]
+            _must(tx in chronicle.times, f"{what}: {tx} never was")
+        elif after == Status.EXPIRED:
+            _must(chronicle.was_ever_over(wanted, policy.expiry_confirmations), f"{what}: it was not over yet")
+
+    def look_at_the_end(self) -> None:
+        """Everything is as the chain is, and nothing is leased or wrong."""
+        rows = {row["id"]: row for row in self._all("SELECT * FROM app.payment_requests")}
+        for wanted in self._wanted:
+            row = rows[wanted.id]
+            may_be = self._chronicle.statuses(wanted, self._policy)
+            _must(row["status"] in may_be, f"{wanted} ended as {row['status']}, not as {' or '.join(sorted(may_be))}")
+            _must(row["reconcile_error"] is None, f"{wanted.id}: {row['reconcile_error']}")
+            _must(row["reconcile_lease_owner"] is None, f"{wanted.id} is leased to {row['reconcile_lease_owner']}")
+            self._compare_settlements(wanted, row["status"])
+        _must((found := lease_history.complaints(self._database)) == [], f"leases: {found}")
+
+    def _compare_settlements(self, wanted: Wanted, status: str) -> None:
+        query = "SELECT * FROM app.payment_request_settlements WHERE payment_request_id = %s"
+        found = {row["evidence_ref"]: row for row in self._all(query, wanted.id)}
+        real = {paid.ref: (paid.amount, block.height, block.hash) for block, paid in self._chronicle.credits_of(wanted)}
+        settled = {
+            ref: (int(row["amount_minor"]), row["block_height"], row["block_hash"])
+            for ref, row in found.items()
+            if row["is_canonical"]
+        }
+        _must(settled == real, f"{wanted.id}: settlements {settled}, on the chain {real}")
+        for ref, row in found.items():
+            proof = row["metadata"].get("reorg")
+            _must(row["is_canonical"] == (proof is None), f"{wanted.id}, {ref}: {row['is_canonical']} with {proof}")
+            if proof is not None:
+                _must(proof["block_hash"] == row["block_hash"], f"{wanted.id}, {ref}: proof of another block")
+                _must(self._chronicle.was_orphaned(proof["height"], proof["block_hash"]), f"{ref}: no such {proof}")
+        told = [
+            row["evidence_ref"]
+            for row in self._all(
+                "SELECT evidence_ref FROM app.payment_request_transitions"
+                " WHERE payment_request_id = %s AND reason = 'payment_late'",
+                wanted.id,
+            )
+        ]
+        _must(len(told) == len(set(told)), f"{wanted.id}: late twice: {told}")
+        if status == Status.EXPIRED:
+            late = {ref for ref in real if self._chronicle.is_surely_late(wanted, ref.partition(":")[0])}
+            _must(late <= set(told), f"{wanted.id}: late and not told: {late - set(told)}")
+
+    def _all(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        with self._outsider.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(query, values).fetchall()  # type: ignore[arg-type]
+
+
+def _must(is_so: bool, what: str) -> None:
+    if not is_so:
+        raise BrokenError(what)
