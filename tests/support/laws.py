@@ -54,6 +54,10 @@ class Laws:
         """The status of each request."""
         return {row["id"]: row["status"] for row in self._all("SELECT id, status FROM app.payment_requests")}
 
+    def reasons(self) -> list[str]:
+        """The reasons of the whole history, in no order."""
+        return [reason for reasons in self._reasons.values() for reason in reasons]
+
     def tip(self) -> str:
         """The hash of the highest block that was read."""
         (row,) = self._all("SELECT tip_hash FROM app.chain_cursors")

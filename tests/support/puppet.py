@@ -20,6 +20,7 @@ from tests.support.postgres import Database
 T = TypeVar("T")
 LEASE_SECONDS = 120.0
 RPC_SECONDS = 30.0
+SCANS_AT_A_LIAR = 4
 BLOCKED_SECONDS = 0.05  # whoever has not stopped again by then waits for a lock that somebody has
 SAFE = ("rpc", "rpc answered", "statement", "answered", "transaction")  # stops at which no row is locked
 
@@ -136,6 +137,12 @@ class Puppet(Desk):
         )
         self._databases.append(database)
         return await self._stack.enter_async_context(database)
+
+    async def work(self) -> None:
+        """Scan, more often where the node lies, then look."""
+        for _ in range(SCANS_AT_A_LIAR if self._node.schedule else 1):
+            await self.scan()
+        await self.look()
 
     def begin(self) -> None:
         """Begin to work; it stops at the first string."""

@@ -67,6 +67,8 @@ def play(database: Database, grounds: Grounds, script: Script, seed: int, tally:
                 return done, f"{type(error).__name__}: {error}"
             finally:
                 tally.update(tale.tally)
+                tally.update(tale.node.applied)
+                tally.update(tale.laws.reasons())
                 tally["steps"] += done
         return None
 
