@@ -1,8 +1,8 @@
 """A worker on strings: a Desk that stops wherever it waits for PostgreSQL or the chain, and goes on when it is told to.
 
 So a script decides who of several workers moves, where one dies and where one freezes; a seed is the same course each
-time. Between two stops a worker runs by itself. A dead worker's connections are gone at once and it writes nothing more,
-not even while Python takes its task apart; what it had leased stays leased.
+time. Between two stops a worker runs by itself. A dead worker's connections are gone at once and it writes nothing
+more, not even while Python takes its task apart; what it had leased stays leased.
 """
 
 import asyncio

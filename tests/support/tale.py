@@ -1,15 +1,16 @@
-"""Random tales of customers, miners, liars and workers who die: from a seed, told step by step, shortened when they fail.
+"""Random tales of customers, miners, liars and workers who die: from a seed, told step by step.
 
 A tale is data: (act, number, number, number) for each step, and what the numbers mean depends only on what there is
-then. So any part of a tale is a tale. After each step the laws are looked at (tests.support.laws); at the end the faults
-are over, chain time is past every request's end, the workers come to rest, and all must be as the chronicle says.
+then. So any part of a tale is a tale. After each step the laws are looked at (tests.support.laws); at the end the
+faults are over, chain time is past every request's end, the workers come to rest, and all must be as the chronicle
+says.
 """
 
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
@@ -42,6 +43,7 @@ POLICY = Policy(
 )
 NUMBERS = 1000
 REST_ROUNDS_MAX = 20
+STOPS_MAX = 40
 TAIL_BLOCKS = 1000  # the whole chain of a tale
 
 
@@ -120,15 +122,15 @@ class Tale:
         for each in (*self.workers, *self.asleep):
             await each.die()
 
-    def leases_pass(self, owner: str | None = None) -> None:
-        """As if the time had passed until this owner's leases, or all, are over."""
+    def leases_pass(self, owner: str | None = None, *, of_rows: bool = True) -> None:
+        """As if the time had passed until this owner's leases, or all, are over: the scan's, and those of the rows."""
         whose = "(%(owner)s::text IS NULL OR {column} = %(owner)s)"
+        scan = f"UPDATE app.chain_cursors SET scan_lease_until = now() - interval '1 ms'\
+            WHERE scan_lease_until > now() AND {whose.format(column='scan_lease_owner')}"
         rows = f"UPDATE app.payment_requests SET reconcile_lease_until = now() - interval '1 ms',\
             next_reconcile_at = least(next_reconcile_at, now()) WHERE reconcile_lease_owner IS NOT NULL AND\
             reconcile_lease_until > now() AND {whose.format(column='reconcile_lease_owner')}"
-        scan = f"UPDATE app.chain_cursors SET scan_lease_until = now() - interval '1 ms'\
-            WHERE scan_lease_until > now() AND {whose.format(column='scan_lease_owner')}"
-        for statement in (rows, scan):
+        for statement in (scan, rows) if of_rows else (scan,):
             self.outsider.execute(statement, {"owner": owner})
 
     def scanning(self, otherwise: int) -> Puppet:
@@ -137,8 +139,7 @@ class Tale:
         for each in self.workers:
             if (each.owner,) in rows:
                 return each
-        if otherwise % 2:
-            self.leases_pass()
+        self.leases_pass(of_rows=False)
         return self.workers[otherwise % SLOTS]
 
     def make_due(self) -> None:
@@ -294,13 +295,15 @@ async def _reorg(tale: Tale, depth: int, which: int, how: int) -> None:
     """Take back 1 to 8 blocks. What stood in them comes back in part, elsewhere, in another order, or never."""
     random = Random(which * NUMBERS + how)
     lowest = tale.height - depth % DEPTH_MAX
-    near = [block.height for block in tale.chronicle.canonical[tale.height - DEPTH_MAX + 1 :] if block.paid]
-    if near and which % 3:  # just so deep that a payment goes
+    asked = {each.address for each in tale.wanted}
+    top = tale.chronicle.canonical[tale.height - DEPTH_MAX + 1 :]
+    near = [block.height for block in top if any(paid.address in asked for paid in block.paid)]
+    if near and which % 4:  # just so deep that a payment goes
         lowest = near[depth % len(near)]
     if lowest <= tale.base:
         return
     depth = tale.height - lowest + 1
-    back = [each for each in tale.standing(lowest) if random.random() < (0.0, 0.3, 0.6, 1.0)[how % 4]]
+    back = [each for each in tale.standing(lowest) if random.random() < (0.0, 0.0, 0.5, 1.0)[how % 4]]
     random.shuffle(back)
     again: list[tuple[Any, int]] = [(each.raw, random.randrange(depth)) for each in back]
     if how % 3:  # another transfer before them in the first block, so that the numbers of the logs are others
@@ -308,7 +311,7 @@ async def _reorg(tale: Tale, depth: int, which: int, how: int) -> None:
     await tale.reorg(depth, again)
     if which % 2:
         await tale.mine(1 + which % 4, 3)
-    if how % 5 > 1:
+    if how % 5:
         await _work(tale, how, 1, 0)
 
 
@@ -338,10 +341,16 @@ async def _work(tale: Tale, who: int, how: int, _: int) -> None:
     await (tale.workers[who % SLOTS] if who % 4 == 0 else tale.scanning(who)).to_the_end()
 
 
-async def _work_together(tale: Tale, first: int, second: int, _: int) -> None:
-    """Two work beside each other, also about what only waits for its time; whoever goes first is drawn."""
+async def _work_together(tale: Tale, first: int, second: int, how: int) -> None:
+    """Two work beside each other, mostly at requests and payments that nobody has seen; who goes first is drawn."""
+    if how % 2:
+        await _request(tale, first, 0, 4 + how)
+    if how % 3:
+        await tale.pay(tale.next_address(len(tale.wanted) - 1), tale.next_contract(len(tale.wanted) - 1), FULL)
+        await tale.mine(1 + how % 3)
     tale.make_due()
-    pair = {first % SLOTS, (first + 1 + second % (SLOTS - 1)) % SLOTS}
+    scanning = tale.scanning(first).slot
+    pair = {scanning, (scanning + 1 + second % (SLOTS - 1)) % SLOTS}
     await interleaved([tale.workers[slot] for slot in sorted(pair)], tale.random)
 
 
@@ -349,7 +358,7 @@ async def _begin(tale: Tale, who: int, stops: int) -> Puppet:
     puppet = tale.workers[who % SLOTS]
     tale.make_due()
     puppet.begin()
-    await puppet.go_on(stops % 60)
+    await puppet.go_on(stops % STOPS_MAX)
     return puppet
 
 
@@ -364,7 +373,7 @@ async def _die(tale: Tale, who: int, stops: int, how: int) -> None:
 
 
 async def _fall_asleep(tale: Tale, who: int, stops: int, how: int) -> None:
-    """Stops in the middle of its work, for longer than its leases; somebody else gets its seat."""
+    """Stops in the middle of its work, for longer than its leases or not; somebody else gets its seat."""
     if len(tale.asleep) > 1:
         return
     puppet = await _begin(tale, who, stops)
@@ -373,8 +382,19 @@ async def _fall_asleep(tale: Tale, who: int, stops: int, how: int) -> None:
     tale.asleep.append(puppet)
     tale.tally["slept"] += 1
     if how % 4:
-        tale.leases_pass(puppet.owner)
+        tale.leases_pass(puppet.owner, of_rows=how % 4 > 1)
     await tale.hire(puppet.slot)
+
+
+async def _be_overtaken(tale: Tale, who: int, stops: int, how: int) -> None:
+    """Blocks come, or go, and others see them while one stands in the middle of its work; then it goes on."""
+    is_scanning = how % 2
+    await _pay_and_mine(tale, who, 4 * (stops % 3), 1)  # in full, and nobody has seen it
+    await _fall_asleep(tale, tale.scanning(who).slot if is_scanning else who, stops, how // 2)
+    happens = (_reorg, _reorg, _pay_and_mine, _jump, _send_again)[how // 3 % 5]
+    await happens(tale, stops, who, how)
+    await _work(tale, 1, 1, 0)
+    await _wake(tale, 0)
 
 
 async def _wake(tale: Tale, which: int, *_: int) -> None:
@@ -395,7 +415,7 @@ async def _lie(tale: Tale, which: int, how: int, _: int) -> None:
     names = list(faults_on())
     few = Random(which).sample(names, (1, 2, len(names))[how % 3])
     chosen = [faults_on()[name] for name in few]
-    tale.node.schedule = faults.drawn(tale.node.random, chosen, (0.1, 0.25, 0.4)[which % 3])
+    tale.node.schedule = faults.drawn(tale.node.random, chosen, (0.05, 0.15, 0.35)[which % 3])
 
 
 async def _stop_lying(tale: Tale, *_: int) -> None:
@@ -416,21 +436,22 @@ FAULTS: tuple[faults.Fault, ...] = (
 )
 
 ACTS: dict[str, tuple[int, Callable[..., Any]]] = {
-    "request": (6, _request),
+    "request": (4, _request),
     "pay": (6, _pay),
     "pay_and_mine": (14, _pay_and_mine),
-    "mine": (10, _mine),
+    "mine": (7, _mine),
     "jump": (3, _jump),
-    "reorg": (14, _reorg),
+    "reorg": (16, _reorg),
     "send_again": (6, _send_again),
     "work": (14, _work),
     "work_together": (5, _work_together),
     "die": (5, _die),
-    "fall_asleep": (6, _fall_asleep),
+    "fall_asleep": (4, _fall_asleep),
+    "be_overtaken": (8, _be_overtaken),
     "wake": (5, _wake),
     "time_passes": (3, _time_passes),
-    "lie": (9, _lie),
-    "stop_lying": (2, _stop_lying),
+    "lie": (6, _lie),
+    "stop_lying": (4, _stop_lying),
 }
 
 

@@ -1,4 +1,4 @@
-"""Random tales of a lying node, reorgs, and workers that die, freeze and meet, against an oracle of what really happened.
+"""Random tales of a lying node, reorgs, and workers that die, freeze and meet, against an oracle of what happened.
 
 The chain is a real anvil, behind a node that lies (tests.support.faults); workers are driven from one await to the
 next (tests.support.puppet); the oracle reads the chain by itself (tests.support.chronicle). A seed is a tale
