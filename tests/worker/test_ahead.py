@@ -1,0 +1,109 @@
+"""Reading ahead: what was asked for comes, once; what went wrong is told to who asks; what is dropped is gone."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from reconsup.chain.block import Block
+from reconsup.chain.errors import ChainUnavailable
+from reconsup.worker.ahead import ReadAhead
+from tests.support.ledgers import Chain
+
+
+class Node:
+    """Blocks 100 to 119, as often as they are asked for; `gate` holds an answer back."""
+
+    def __init__(self) -> None:
+        self.blocks = Chain(first=100).mined(20)
+        self.asked: list[tuple[int, int]] = []
+        self.cancelled = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def read(self, first: int, last: int) -> list[Block]:
+        self.asked.append((first, last))
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if last > 119:
+            raise ChainUnavailable("it is behind")
+        return self.blocks[first - 100 : last - 99]
+
+
+def on(story: Callable[[Node, ReadAhead], Awaitable[None]]) -> None:
+    async def run() -> None:
+        node = Node()
+        await story(node, ReadAhead(node.read))
+
+    asyncio.run(run())
+
+
+def heights(blocks: list[Block]) -> list[int]:
+    return [block.height for block in blocks]
+
+
+def test_what_was_read_ahead_is_not_read_again_even_if_more_is_asked_for() -> None:
+    async def story(node: Node, ahead: ReadAhead) -> None:
+        ahead.begin(103, 104)
+        assert heights(await ahead.blocks(103, 110)) == [103, 104]
+        assert heights(await ahead.blocks(105, 106)) == [105, 106]
+        assert node.asked == [(103, 104), (105, 106)]
+
+    on(story)
+
+
+def test_after_a_rollback_what_was_read_ahead_is_of_no_use_and_dropped() -> None:
+    """Seen to fail (blocks of the wrong heights) when whatever was read ahead is taken."""
+
+    async def story(node: Node, ahead: ReadAhead) -> None:
+        ahead.begin(110, 112)
+        assert heights(await ahead.blocks(103, 104)) == [103, 104]
+        assert heights(await ahead.blocks(110, 111)) == [110, 111]
+        assert node.asked[-1] == (110, 111)
+
+    on(story)
+
+
+def test_what_failed_ahead_is_told_to_who_asks_and_then_asked_again() -> None:
+    async def story(_: Node, ahead: ReadAhead) -> None:
+        ahead.begin(119, 120)
+        with pytest.raises(ChainUnavailable):
+            await ahead.blocks(119, 120)
+        assert heights(await ahead.blocks(119, 119)) == [119]
+
+    on(story)
+
+
+def test_nobody_is_told_of_a_failure_that_was_dropped() -> None:
+    """Seen to fail (the loop's "exception was never retrieved") without the callback."""
+
+    async def story(_: Node, ahead: ReadAhead) -> None:
+        told = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        ahead.begin(119, 120)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        ahead.drop()
+        await asyncio.sleep(0)
+        assert told == []
+
+    on(story)
+
+
+def test_who_is_cancelled_while_waiting_stops_the_reading() -> None:
+    async def story(node: Node, ahead: ReadAhead) -> None:
+        node.gate.clear()
+        ahead.begin(103, 104)
+        waiting = asyncio.create_task(ahead.blocks(103, 104))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await asyncio.sleep(0)
+        assert node.cancelled == 1
+
+    on(story)
