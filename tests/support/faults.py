@@ -301,17 +301,17 @@ def _of_batch(exchange: Exchange, edit: Callable[[Answers, int], Answers]) -> An
 
 # schedules
 
-Schedule = Callable[[], Fault | None]  # asked once for each HTTP request
+Schedule = Callable[[], Sequence[Fault]]  # asked once for each HTTP request: the first that has something to spoil
 
 
 def drawn(random: Random, faults: Sequence[Fault], probability: float) -> Schedule:
-    """One of the faults with this probability, at each request anew."""
-    return lambda: random.choice(faults) if random.random() < probability else None
+    """With this probability one of the faults, at each request anew."""
+    return lambda: random.sample(faults, len(faults)) if random.random() < probability else ()
 
 
 def always(fault: Fault) -> Schedule:
     """The same fault at every request."""
-    return lambda: fault
+    return lambda: (fault,)
 
 
 # the node
@@ -339,19 +339,23 @@ class Node:
         gate = self.gates.get(request.path)
         if gate is not None:
             await gate("rpc")
-        fault = self.schedule() if self.schedule is not None else None
-        if fault is None:
-            body = await self._post(self.upstreams[0], asked)
-            if gate is not None:
-                await gate("rpc answered")
-            return web.Response(body=body, content_type="application/json")
-        exchange = Exchange(requests, await self._answers(0, requests), self.random, self._ask, self._ask_others)
-        spoiled = await fault(exchange)
-        if spoiled is not None:
-            self.applied.append(fault.__name__)
+        faults = self.schedule() if self.schedule is not None else ()
+        answered = await self._spoiled(requests, faults) if faults else None
+        if answered is None:
+            answered = await self._post(self.upstreams[0], asked)
         if gate is not None:
             await gate("rpc answered")
-        return await self._send(request, asked, exchange.answers if spoiled is None else spoiled)
+        return await self._send(request, asked, answered)
+
+    async def _spoiled(self, requests: Answers, faults: Sequence[Fault]) -> Any:
+        """What is sent instead of the node's answer; None if none of the faults has anything to spoil."""
+        exchange = Exchange(requests, await self._answers(0, requests), self.random, self._ask, self._ask_others)
+        for fault in faults:
+            spoiled = await fault(exchange)
+            if spoiled is not None and spoiled != exchange.answers:
+                self.applied.append(fault.__name__)
+                return spoiled
+        return None
 
     async def _ask(self, method: str, *params: Any) -> Any:
         call = {"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)}
@@ -370,6 +374,8 @@ class Node:
             return bytes(await response.read())
 
     async def _send(self, request: web.Request, asked: Any, answered: Any) -> web.StreamResponse:
+        if isinstance(answered, bytes):
+            return web.Response(body=answered, content_type="application/json")
         if not isinstance(answered, Reply | Endless):
             single = answered[0] if not isinstance(asked, list) and len(answered) == 1 else answered
             return web.Response(body=orjson.dumps(single), content_type="application/json")

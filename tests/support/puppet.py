@@ -6,10 +6,12 @@ more, not even while Python takes its task apart; what it had leased stays lease
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from random import Random
 from typing import Any, TypeVar
+
+import psycopg
 
 from reconsup.store import database as store
 from reconsup.store.database import Transaction
@@ -20,8 +22,8 @@ from tests.support.postgres import Database
 T = TypeVar("T")
 LEASE_SECONDS = 120.0
 RPC_SECONDS = 30.0
-SCANS_AT_A_LIAR = 4
-BLOCKED_SECONDS = 0.05  # whoever has not stopped again by then waits for a lock that somebody has
+MORE_SCANS_AT_A_LIAR = 3
+BLOCKED_SECONDS = 0.01  # who has not stopped again by then may wait for a lock: PostgreSQL is asked
 SAFE = ("rpc", "rpc answered", "statement", "answered", "transaction")  # stops at which no row is locked
 
 
@@ -120,9 +122,12 @@ class _Stopping(store.Database):
 class Puppet(Desk):
     """A worker on strings. `course`: what it does now; None when it is at rest."""
 
-    def __init__(self, database: Database, node: Node, slot: int, **figures: Any) -> None:
+    def __init__(
+        self, database: Database, outsider: psycopg.Connection[Any], node: Node, slot: int, **figures: Any
+    ) -> None:
+        self._outsider = outsider
         self.strings = _Strings()
-        self.course: asyncio.Task[None] | None = None
+        self.course: asyncio.Task[Any] | None = None
         self._databases: list[_Stopping] = []
         self._node = node
         self._path = f"/{slot}-{id(self)}"
@@ -139,15 +144,15 @@ class Puppet(Desk):
         return await self._stack.enter_async_context(database)
 
     async def work(self) -> None:
-        """Scan, more often where the node lies, then look."""
-        for _ in range(SCANS_AT_A_LIAR if self._node.schedule else 1):
+        """All that a worker does, after some scans more where the node lies."""
+        for _ in range(MORE_SCANS_AT_A_LIAR if self._node.schedule else 0):
             await self.scan()
-        await self.look()
+        await super().work()
 
-    def begin(self) -> None:
-        """Begin to work; it stops at the first string."""
+    def begin(self, course: Coroutine[Any, Any, Any] | None = None) -> None:
+        """Begin to work, or a part of it; it stops at the first string."""
         self.strings.is_free = False
-        self.course = asyncio.create_task(self.work())
+        self.course = asyncio.create_task(course or self.work())
 
     async def go_on(self, stops: int = 1, *, to_safety: bool = False) -> bool:
         """Pass so many stops (and then on to one where it holds no lock); whether it has come to rest."""
@@ -165,11 +170,14 @@ class Puppet(Desk):
 
     async def _until_stopped(self) -> None:
         assert self.course is not None
-        if self.strings.waiting or self.course.done():
-            return
-        moved = asyncio.create_task(self.strings.moved.wait())
-        await asyncio.wait({moved, self.course}, timeout=BLOCKED_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        moved.cancel()
+        while not (self.strings.waiting or self.course.done()):
+            moved = asyncio.create_task(self.strings.moved.wait())
+            done, _ = await asyncio.wait(
+                {moved, self.course}, timeout=BLOCKED_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            moved.cancel()
+            if not done and self._outsider.execute(_BLOCKED, [f"{self.owner}/%"]).fetchall():
+                return
 
     async def to_the_end(self) -> None:
         """Work, or go on, until at rest."""
@@ -200,10 +208,11 @@ class Puppet(Desk):
             await self._stack.aclose()
 
 
+_BLOCKED = "SELECT FROM pg_stat_activity WHERE application_name LIKE %s AND wait_event_type = 'Lock'"
+
+
 async def interleaved(puppets: Sequence[Puppet], random: Random) -> None:
-    """Let them work beside each other to the end, one stop at a time, in an order that `random` draws."""
-    for each in puppets:
-        each.begin()
+    """Let them, who have begun, work beside each other to the end, one stop at a time, in an order that is drawn."""
     while live := [each for each in puppets if each.course is not None]:
         await random.choice(live).go_on()
     for each in puppets:

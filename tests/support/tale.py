@@ -44,6 +44,8 @@ POLICY = Policy(
 NUMBERS = 1000
 REST_ROUNDS_MAX = 20
 STOPS_MAX = 40
+STOPS_OF_A_LOOK = 16
+STOPS_OF_A_COMMIT = 24
 TAIL_BLOCKS = 1000  # the whole chain of a tale
 
 
@@ -112,7 +114,7 @@ class Tale:
 
     async def hire(self, slot: int) -> Puppet:
         """A new worker on this seat."""
-        puppet = Puppet(self.database, self.node, slot, policy=POLICY, tail_blocks=TAIL_BLOCKS)
+        puppet = Puppet(self.database, self.outsider, self.node, slot, policy=POLICY, tail_blocks=TAIL_BLOCKS)
         await puppet.__aenter__()
         self.workers[slot : slot + 1] = [puppet]
         return puppet
@@ -141,6 +143,11 @@ class Tale:
                 return each
         self.leases_pass(of_rows=False)
         return self.workers[otherwise % SLOTS]
+
+    def another(self, than: Puppet, which: int) -> Puppet:
+        """A worker that is not this one."""
+        others = [each for each in self.workers if each is not than]
+        return others[which % len(others)]
 
     def make_due(self) -> None:
         """As if the time had passed until the next look at every request that has one."""
@@ -349,9 +356,25 @@ async def _work_together(tale: Tale, first: int, second: int, how: int) -> None:
         await tale.pay(tale.next_address(len(tale.wanted) - 1), tale.next_contract(len(tale.wanted) - 1), FULL)
         await tale.mine(1 + how % 3)
     tale.make_due()
-    scanning = tale.scanning(first).slot
-    pair = {scanning, (scanning + 1 + second % (SLOTS - 1)) % SLOTS}
-    await interleaved([tale.workers[slot] for slot in sorted(pair)], tale.random)
+    scanning = tale.scanning(first)
+    other = tale.another(scanning, second)
+    for each in (scanning, other):
+        each.begin()
+    await interleaved([scanning, other], tale.random)
+
+
+async def _come_between(tale: Tale, who: int, stops: int, how: int) -> None:
+    """A request that is paid already comes while its block is being stored, and another worker takes it up."""
+    number = len(tale.wanted)
+    await tale.pay(tale.next_address(number), tale.next_contract(number), FULL)
+    await tale.mine(1 + how % 3)
+    scanning = tale.scanning(who)
+    scanning.begin(scanning.scan())
+    await scanning.go_on(stops % STOPS_OF_A_COMMIT)
+    await _request(tale, who, 0, 4 + how % 3)
+    other = tale.another(scanning, who)
+    other.begin(other.look())
+    await interleaved([scanning, other], tale.random)
 
 
 async def _begin(tale: Tale, who: int, stops: int) -> Puppet:
@@ -374,9 +397,11 @@ async def _die(tale: Tale, who: int, stops: int, how: int) -> None:
 
 async def _fall_asleep(tale: Tale, who: int, stops: int, how: int) -> None:
     """Stops in the middle of its work, for longer than its leases or not; somebody else gets its seat."""
-    if len(tale.asleep) > 1:
-        return
-    puppet = await _begin(tale, who, stops)
+    if len(tale.asleep) < 2:
+        await _sleep(tale, await _begin(tale, who, stops), how)
+
+
+async def _sleep(tale: Tale, puppet: Puppet, how: int) -> None:
     if await puppet.go_on(0, to_safety=True):
         return
     tale.asleep.append(puppet)
@@ -387,14 +412,32 @@ async def _fall_asleep(tale: Tale, who: int, stops: int, how: int) -> None:
 
 
 async def _be_overtaken(tale: Tale, who: int, stops: int, how: int) -> None:
-    """Blocks come, or go, and others see them while one stands in the middle of its work; then it goes on."""
-    is_scanning = how % 2
-    await _pay_and_mine(tale, who, 4 * (stops % 3), 1)  # in full, and nobody has seen it
-    await _fall_asleep(tale, tale.scanning(who).slot if is_scanning else who, stops, how // 2)
-    happens = (_reorg, _reorg, _pay_and_mine, _jump, _send_again)[how // 3 % 5]
+    """Blocks come, or go, and others see them while one stands in the middle of a commit or of a look; it goes on."""
+    if len(tale.asleep) > 1:
+        return
+    await _pay(tale, who, 0, 5)  # in full
+    await tale.mine(3)
+    scanning = tale.scanning(who)
+    if how % 3:
+        await scanning.scan()
+        puppet = tale.another(scanning, who)
+        puppet.begin(puppet.look())
+        await puppet.go_on(stops % STOPS_OF_A_LOOK)
+    else:
+        puppet = scanning
+        puppet.begin(puppet.scan())
+        await puppet.go_on(stops % STOPS_OF_A_COMMIT)
+    await _sleep(tale, puppet, how // 3)
+    happens = (_take_back, _take_back, _pay_and_mine, _jump, _reorg)[how // 12 % 5]
     await happens(tale, stops, who, how)
     await _work(tale, 1, 1, 0)
-    await _wake(tale, 0)
+    await _wake(tale, -1)
+
+
+async def _take_back(tale: Tale, how: int, *_: int) -> None:
+    """The newest payments are gone."""
+    await tale.reorg(3, [])
+    await tale.mine(how % 3)
 
 
 async def _wake(tale: Tale, which: int, *_: int) -> None:
@@ -412,27 +455,25 @@ async def _time_passes(tale: Tale, *_: int) -> None:
 
 async def _lie(tale: Tale, which: int, how: int, _: int) -> None:
     """From now on the node lies now and then: in one way, in some, or in all."""
-    names = list(faults_on())
-    few = Random(which).sample(names, (1, 2, len(names))[how % 3])
-    chosen = [faults_on()[name] for name in few]
-    tale.node.schedule = faults.drawn(tale.node.random, chosen, (0.05, 0.15, 0.35)[which % 3])
+    ways = (FAULTS, FAULTS, PARTICULAR, FAULTS)[how % 4]
+    chosen = Random(which).sample(ways, (1, 3, len(ways), len(ways))[how % 4])
+    tale.node.schedule = faults.drawn(tale.node.random, chosen, (0.1, 0.2, 0.35)[which % 3])
 
 
 async def _stop_lying(tale: Tale, *_: int) -> None:
     tale.node.schedule = None
 
 
-def faults_on() -> dict[str, faults.Fault]:
-    """What a node of a tale may do, by name."""
-    return {each.__name__: each for each in FAULTS}
-
-
-FAULTS: tuple[faults.Fault, ...] = (
+# What a node of a tale may do: to some answers only, and to any.
+PARTICULAR: tuple[faults.Fault, ...] = (
     *(faults.lagging, faults.head_that_goes_back, faults.null_block, faults.null_parent, faults.null_receipts),
     *(faults.null_receipt, faults.empty_receipts, faults.receipt_removed, faults.block_without_transactions),
-    *(faults.dropped_item, faults.reordered_items, faults.doubled_item, faults.wrong_id, faults.swapped_ids),
+    *(faults.dropped_item, faults.reordered_items, faults.doubled_item, faults.swapped_ids, faults.wrong_chain_id),
+)
+FAULTS: tuple[faults.Fault, ...] = (
+    *PARTICULAR,
     *(faults.throttled, faults.throttled_for_a_while, faults.range_refused, faults.too_large, faults.unavailable),
-    *(faults.truncated, faults.endless, faults.wrong_chain_id),
+    *(faults.wrong_id, faults.truncated, faults.endless),
 )
 
 ACTS: dict[str, tuple[int, Callable[..., Any]]] = {
@@ -444,10 +485,11 @@ ACTS: dict[str, tuple[int, Callable[..., Any]]] = {
     "reorg": (16, _reorg),
     "send_again": (6, _send_again),
     "work": (14, _work),
-    "work_together": (5, _work_together),
+    "work_together": (4, _work_together),
+    "come_between": (4, _come_between),
     "die": (5, _die),
     "fall_asleep": (4, _fall_asleep),
-    "be_overtaken": (8, _be_overtaken),
+    "be_overtaken": (9, _be_overtaken),
     "wake": (5, _wake),
     "time_passes": (3, _time_passes),
     "lie": (6, _lie),
