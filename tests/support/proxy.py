@@ -36,6 +36,7 @@ class Proxy:
         self.spoil: Spoil | None = None
         self.delay_seconds = 0.0
         self.requests: list[list[str]] = []  # of each HTTP request, the methods in it
+        self.bytes = 0  # of all bodies, asked and answered
         self.url = ""
         self._upstream = upstream
         self._loop = asyncio.new_event_loop()
@@ -85,6 +86,7 @@ class Proxy:
         assert request.transport is not None
         self._transports[request.transport.get_extra_info("peername")] = request.transport
         asked = await request.json()
+        self.bytes += len(await request.read())
         requests = asked if isinstance(asked, list) else [asked]
         self.requests.append([each["method"] for each in requests])
         async with self._session.post(self._upstream, json=asked) as response:
@@ -99,7 +101,9 @@ class Proxy:
             answered = spoiled[0] if single else spoiled
         if isinstance(answered, Reply):
             return await self._send(request, answered)
-        return web.Response(body=json.dumps(answered).encode(), content_type="application/json")
+        body = json.dumps(answered).encode()
+        self.bytes += len(body)
+        return web.Response(body=body, content_type="application/json")
 
     async def _send(self, request: web.Request, reply: Reply) -> web.StreamResponse:
         response = web.StreamResponse(status=reply.status, headers=reply.headers)
