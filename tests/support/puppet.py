@@ -154,6 +154,11 @@ class Puppet(Desk):
         self.strings.is_free = False
         self.course = asyncio.create_task(course or self.work())
 
+    @property
+    def where(self) -> str:
+        """At which kind of stop it stands."""
+        return self.strings.waiting[0][0] if self.strings.waiting else "rest"
+
     async def go_on(self, stops: int = 1, *, to_safety: bool = False) -> bool:
         """Pass so many stops (and then on to one where it holds no lock); whether it has come to rest."""
         while self.course is not None:
@@ -166,6 +171,12 @@ class Puppet(Desk):
                 break
             stops -= 1
             self.strings.pull()
+        return self.course is None
+
+    async def go_on_to(self, where: str) -> bool:
+        """Go on to the next stop of this kind; whether it has come to rest instead."""
+        while not await self.go_on(0) and self.where != where:
+            await self.go_on()
         return self.course is None
 
     async def _until_stopped(self) -> None:
@@ -191,6 +202,7 @@ class Puppet(Desk):
         """Take note of the end; what it died of is raised."""
         assert self.course is not None
         course, self.course = self.course, None
+        self.strings.let_go()
         course.result()
 
     async def die(self) -> None:
@@ -215,5 +227,3 @@ async def interleaved(puppets: Sequence[Puppet], random: Random) -> None:
     """Let them, who have begun, work beside each other to the end, one stop at a time, in an order that is drawn."""
     while live := [each for each in puppets if each.course is not None]:
         await random.choice(live).go_on()
-    for each in puppets:
-        each.strings.let_go()

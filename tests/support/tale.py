@@ -6,6 +6,7 @@ faults are over, chain time is past every request's end, the workers come to res
 says.
 """
 
+import asyncio
 import contextlib
 import importlib.util
 from collections import Counter
@@ -44,6 +45,7 @@ POLICY = Policy(
 )
 NUMBERS = 1000
 REST_ROUNDS_MAX = 20
+STEP_SECONDS_MAX = 60.0
 STOPS_MAX = 40
 STOPS_OF_A_LOOK = 16
 STOPS_OF_A_COMMIT = 24
@@ -394,10 +396,11 @@ async def _come_between(tale: Tale, who: int, stops: int, how: int) -> None:
     await tale.pay(address_of(number), tale.next_contract(number), FULL)
     await tale.mine(1 + how % 3)
     scanning = tale.scanning(who)
+    other = tale.another(scanning, who)
+    await other.scan()
     scanning.begin(scanning.scan())
     await scanning.go_on(stops % STOPS_OF_A_COMMIT)
     await _request(tale, who, 0, 4 + how % 3)
-    other = tale.another(scanning, who)
     other.begin(other.look())
     await interleaved([scanning, other], tale.random)
 
@@ -446,12 +449,16 @@ async def _be_overtaken(tale: Tale, who: int, stops: int, how: int) -> None:
     if how % 3:
         await scanning.scan()
         puppet = tale.another(scanning, who)
+        await puppet.scan()  # it must have seen the chain, or it looks at nothing
         puppet.begin(puppet.look())
         await puppet.go_on(stops % STOPS_OF_A_LOOK)
     else:
         puppet = scanning
         puppet.begin(puppet.scan())
         await puppet.go_on(stops % STOPS_OF_A_COMMIT)
+    if stops % 4:
+        await puppet.go_on_to("transaction")  # what it will write is decided
+    tale.tally[f"overtaken at {puppet.where}"] += 1
     await _sleep(tale, puppet, how // 3)
     happens = (_take_back, _take_back, _pay_and_mine, _jump, _reorg)[how // 12 % 5]
     await happens(tale, stops, who, how)
@@ -526,7 +533,8 @@ ACTS: dict[str, tuple[int, Callable[..., Any]]] = {
 async def act(tale: Tale, step: Step) -> None:
     """Do one step, and look at the laws."""
     name, *numbers = step
-    await ACTS[name][1](tale, *numbers)
+    async with asyncio.timeout(STEP_SECONDS_MAX):
+        await ACTS[name][1](tale, *numbers)
     tale.laws.look()
 
 
