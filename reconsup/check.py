@@ -10,11 +10,12 @@ from contextlib import suppress
 import psycopg
 
 from reconsup.chain.errors import ChainInconsistent, ChainUnavailable
-from reconsup.chain.evm import EvmChain
+from reconsup.chain.evm import ChainIdentity, EvmChain
 from reconsup.chain.rpc import Endpoint
 from reconsup.payments.request import ETHEREUM, Network
 from reconsup.settings import Settings, shown_database_url
 from reconsup.store import cursor as cursors
+from reconsup.store.cursor import Cursor
 from reconsup.store.database import Database
 from reconsup.store.errors import StoreUnavailable
 from reconsup.store.revision import fetch_state
@@ -41,7 +42,6 @@ async def _check(settings: Settings, say: Say) -> int:
     ) as database:
         is_ready = await _check_database(settings, database, say)
         endpoints = [await _check_network(settings, database, name, is_ready, say) for name in settings.networks]
-    say("note  blocks count as unproven: this version checks their structure, not their roots")
     say("note  the balance audit is off: money that leaves no transaction to the address and no log is not seen")
     if not is_ready:
         return EXIT_UNAVAILABLE
@@ -78,39 +78,57 @@ async def _twins(url: str) -> list[str]:
 
 
 async def _check_network(settings: Settings, database: Database, name: str, is_ready: bool, say: Say) -> bool:
-    urls = settings.rpc_urls[name]
-    async with Endpoint(name, urls, settings.rpc_timeout_seconds) as endpoint:
-        chain = EvmChain(endpoint)
+    """A line for each URL of a network, and what they say together."""
+    cursor: Cursor | None = None
+    with suppress(StoreUnavailable):
+        cursor = await cursors.read(database, Network(ETHEREUM, name)) if is_ready else None
+    shown = [await _check_endpoint(settings, name, url, cursor, say) for url in settings.rpc_urls[name]]
+    chains = {identity for identity in shown if identity is not None}
+    if len(chains) > 1:
+        say(f"FAIL  network {name}: its endpoints show different chains: correct PAYMENT_REQUEST_EVM_RPC_URLS_JSON")
+        return False
+    if cursor and cursor.stop_reason:
+        say(
+            f"FAIL  network {name} is stopped: {cursor.stop_reason}. It starts when its endpoints show the "
+            f"stored chain again; if that chain is gone: reconsup chain {name} resume"
+        )
+        return False
+    return None not in shown
+
+
+async def _check_endpoint(
+    settings: Settings, name: str, url: str, cursor: Cursor | None, say: Say
+) -> ChainIdentity | None:
+    """Try one URL: which chain it shows; None if it is of no use as it is."""
+    async with Endpoint(name, url, settings.rpc_timeout_seconds) as endpoint:
+        chain = EvmChain(
+            endpoint, proves=settings.proves_blocks(name), native_logs_from=settings.native_logs_from.get(name)
+        )
         try:
             identity = await chain.identity()
             head = await chain.head()
-            await chain.blocks(head.latest.height, head.latest.height)
+            (block,) = await chain.blocks(head.latest.height, head.latest.height)
         except (ChainUnavailable, ChainInconsistent) as error:
             say(f"FAIL  endpoint {error}")
-            return False
-        tags = [tag for tag, header in (("safe", head.safe), ("finalized", head.finalized)) if header]
+            return None
+    where = f"endpoint {name}: {endpoint.name}"
+    tags = [tag for tag, header in (("safe", head.safe), ("finalized", head.finalized)) if header]
+    depth = settings.confirmation_depth(name)
+    if isinstance(depth, str) and depth not in tags:
+        say(f"FAIL  {where}: the policy is '{depth}', but it has no such tag: give a depth")
+        return None
+    if cursor and (cursor.chain_id, cursor.genesis_hash) != (identity.chain_id, identity.genesis_hash):
         say(
-            f"ok    endpoint {name}: {endpoint.name}: chain id {identity.chain_id}, head {head.latest.height}, "
-            f"tags: {', '.join(tags) or 'none'}, "
-            + ("block receipts" if chain.supports_block_receipts else "no eth_getBlockReceipts: receipts one by one")
+            f"FAIL  {where}: it shows chain id {identity.chain_id}, but this database was read from "
+            f"chain id {cursor.chain_id}: correct PAYMENT_REQUEST_EVM_RPC_URLS_JSON"
         )
-        if len(urls) > 1:
-            say(f"note  endpoint {name}: {len(urls)} URLs are given, this version uses the first only")
-        depth = settings.confirmation_depth(name)
-        if isinstance(depth, str) and depth not in tags:
-            say(f"FAIL  endpoint {name}: the policy is '{depth}', but the endpoint has no such tag: give a depth")
-            return False
-        if not is_ready:
-            return True
-        with suppress(StoreUnavailable):
-            cursor = await cursors.read(database, Network(ETHEREUM, name))
-            if cursor and (cursor.chain_id, cursor.genesis_hash) != (identity.chain_id, identity.genesis_hash):
-                say(
-                    f"FAIL  endpoint {name}: it shows chain id {identity.chain_id}, but this database was read from "
-                    f"chain id {cursor.chain_id}: correct PAYMENT_REQUEST_EVM_RPC_URLS_JSON"
-                )
-                return False
-            if cursor and cursor.stop_reason:
-                say(f"FAIL  network {name} is stopped: {cursor.stop_reason}")
-                return False
-    return True
+        return None
+    say(
+        f"ok    {where}: chain id {identity.chain_id}, head {head.latest.height}, "
+        f"tags: {', '.join(tags) or 'none'}, "
+        + ("block receipts" if chain.supports_block_receipts else "no eth_getBlockReceipts: receipts one by one")
+        + (", its blocks are proven" if block.proven else ", its blocks are unproven")
+    )
+    if not block.proven:
+        say(f"note  {where}: blocks are believed as it tells them: {chain.doubt}")
+    return identity

@@ -82,6 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     migrate.add_argument("--env-file", type=Path, metavar="PATH")
     check = _add(commands, "check", _check, "try settings, database, schema and endpoints, a line each")
     _add_settings(check)
+    chain = _add(commands, "chain", _chain, "start a network that stopped itself, on the chain its endpoints show")
+    chain.add_argument("network", metavar="NETWORK")
+    chain.add_argument("action", choices=("resume",))
+    chain.add_argument(
+        "--from",
+        dest="from_height",
+        type=_height,
+        metavar="HEIGHT",
+        help="the block above which to read again: one from before the chains parted (default: where they do)",
+    )
+    _add_settings(chain)
     demo = _add(commands, "demo", _demo, "the whole thing on this machine: chain, database, payments, a crash")
     demo.add_argument("--plain", action="store_true", help="plain lines instead of the live table")
     return parser
@@ -108,6 +119,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(setting.flag, dest=setting.name, metavar="VALUE", help=text)
 
 
+def _height(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a block's height")
+    return int(text)
+
+
 def _flags(parsed: argparse.Namespace) -> dict[str, str]:
     names = {setting.name for setting in SETTINGS}
     return {name: value for name, value in vars(parsed).items() if name in names and value is not None}
@@ -117,7 +134,7 @@ def _run(parsed: argparse.Namespace) -> int:
     settings = load_from_process(_flags(parsed), parsed.env_file)
     logs.configure(settings.log_format)
     log = logs.get_logger()
-    for warning in (*settings.warnings, *_unused_urls(settings)):
+    for warning in settings.warnings:
         log.warning("settings", warning=warning)
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)  # left as they are they would kill or stop the supervisor on the spot
@@ -157,14 +174,6 @@ def _memory_folder() -> Path:
     return Path(MEMORY_FOLDER if os.access(MEMORY_FOLDER, os.W_OK) else tempfile.gettempdir())
 
 
-def _unused_urls(settings: Settings) -> list[str]:
-    return [
-        f"{name}: {len(urls)} URLs are given, this version uses the first only"
-        for name, urls in settings.rpc_urls.items()
-        if len(urls) > 1
-    ]
-
-
 def _check(parsed: argparse.Namespace) -> int:
     settings = load_from_process(_flags(parsed), parsed.env_file)
     from reconsup import check
@@ -172,6 +181,21 @@ def _check(parsed: argparse.Namespace) -> int:
     with ExitStack() as stack:
         with_database = _with_database(settings, stack)
         return EXIT_UNAVAILABLE if with_database is None else check.run(with_database, print)
+
+
+def _chain(parsed: argparse.Namespace) -> int:
+    settings = load_from_process(_flags(parsed), parsed.env_file)
+    from reconsup import resume
+
+    with ExitStack() as stack:
+        with_database = _with_database(settings, stack)
+        if with_database is None:
+            return EXIT_UNAVAILABLE
+        return resume.run(with_database, parsed.network, parsed.from_height, print, _complain)
+
+
+def _complain(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
 
 
 def _with_database(settings: Settings, stack: ExitStack) -> Settings | None:

@@ -22,7 +22,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"payments": (), "chain.block": (), "fleet.plan": ("fleet.slot",), "redact": ()},  # pure
     {"logs": ()},
     {"settings": ("settings_parse", "settings_table"), "chain": (), "store": (), "fleet": (), "monitor.metrics": ()},
-    {"worker": (), "fleet.supervisor": (), "monitor": (), "check": (), "demo": ()},  # the loops
+    {"worker": (), "fleet.supervisor": (), "monitor": (), "check": (), "resume": (), "demo": ()},  # the loops
     {"cli": ("__main__",)},
 )
 PURE = FLOORS[0]

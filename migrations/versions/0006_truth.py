@@ -9,7 +9,7 @@ again, except what happened to a network (`chain_events`): that table is left wh
 
 from alembic import op
 
-from reconsup.store.ddl import BIGINT, INSTANT, JSON, TEXT, AddedColumn, steps_of
+from reconsup.store.ddl import BIGINT, INSTANT, JSON, TEXT, AddedColumn, Steps, steps_of
 from reconsup.store.indexes import ConcurrentIndex, build_index, drop_index
 
 revision = "0006_truth"
@@ -22,6 +22,12 @@ CURSOR_COLUMNS = (
     AddedColumn("unproven_height", "bigint", BIGINT),
     AddedColumn("audited_height", "bigint", BIGINT),
     AddedColumn("audited_hash", "text", TEXT),
+)
+
+# What was read before blocks were proven.
+NOT_YET_PROVEN = (
+    "UPDATE app.chain_cursors SET unproven_height = next_height - 1"
+    " WHERE unproven_height IS NULL AND next_height > tail_start"
 )
 
 SPAN_COLUMNS = (AddedColumn("until_time", "timestamptz", INSTANT),)
@@ -84,9 +90,14 @@ INDEXES = (
 )
 
 
+def _mark_unproven(steps: Steps) -> None:
+    steps.run(NOT_YET_PROVEN)
+
+
 def upgrade() -> None:
     steps = steps_of(op.get_context())
     steps.add_columns("chain_cursors", CURSOR_COLUMNS)
+    steps.short("chain_cursors", lambda: _mark_unproven(steps))
     steps.add_columns("chain_spans", SPAN_COLUMNS)
     steps.add_columns("payment_requests", REQUEST_COLUMNS)
     steps.create_table("request_balances", BALANCES)

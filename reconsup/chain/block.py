@@ -20,7 +20,8 @@ NATIVE = ""  # token_contract of the chain's own coin
 class Credit:
     """Money that arrived at an address. `token_contract` is NATIVE or the contract that said so.
 
-    `evidence_ref` is the transaction hash for native value and `tx_hash:log_index` for a token.
+    `evidence_ref` is the transaction hash for the native value of a transaction, and `tx_hash:log_index` for whatever
+    was told by a log: a token, or native value where a chain logs it.
     """
 
     evidence_ref: str
@@ -110,19 +111,21 @@ class NoFork(StrEnum):
     BELOW_TAIL = "below_tail"  # proven, but deeper than anything stored
 
 
-def walk_back(stored: Mapping[int, str], headers: Sequence[Header]) -> Ask | Fork | NoFork:
+def walk_back(stored: Mapping[int, str], headers: Sequence[Header], walked: int = 0) -> Ask | Fork | NoFork:
     """Say what a walk from the endpoint's head down to the stored chain has found so far.
 
     `stored` maps heights to stored hashes; `headers` holds the head and every header fetched below it so far, highest
-    first. Neither may be empty. Answer an Ask by appending that header and calling again.
+    first. Neither may be empty. Answer an Ask by appending that header, and as many below it as you like, and calling
+    again; the first `walked` headers, to which the answer was an Ask, need not be looked at once more.
     """
     if headers[0].height < max(stored):
         return NoFork.HEAD_BELOW_TIP
-    if not links(headers[::-1]):
+    if not links(headers[max(0, walked - 1) :][::-1]):
         return NoFork.UNLINKED
+    for header in headers[walked:]:
+        if stored.get(header.height) == header.block_hash:
+            return Fork(header.height, header.block_hash, header.time, _orphaned(stored, headers, header.height))
     lowest = headers[-1]
-    if stored.get(lowest.height) == lowest.block_hash:
-        return Fork(lowest.height, lowest.block_hash, lowest.time, _orphaned(stored, headers, lowest.height))
     if lowest.height <= min(stored):
         return NoFork.BELOW_TAIL
     return Ask(lowest.height - 1, lowest.parent_hash)

@@ -17,6 +17,7 @@ from reconsup.chain.block import NATIVE, Block, Credit, Header
 from reconsup.chain.errors import ChainInconsistent
 
 TRANSFER_TOPIC = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
+NATIVE_LOGS = "0xfffffffffffffffffffffffffffffffffffffffe"  # the address whose logs tell of native transfers (EIP-7708)
 HEIGHT_MAX = 2**63 - 1  # a bigint
 KNOWN_TYPES = (None, "0x0", "0x1", "0x2", "0x3", "0x4")  # a tuple: what a node sends may not even be hashable
 
@@ -95,9 +96,14 @@ def transactions(raw_block: Json, of: Header) -> Sequence[Json]:
     return txs
 
 
-def block(raw_block: Json, raw_receipts: object, height_asked: int) -> Block:
-    """Read a whole block, checked against its receipts. Raises ChainInconsistent."""
+def block(raw_block: Json, raw_receipts: object, height_asked: int, native_logs_from: int | None = None) -> Block:
+    """Read a whole block, checked against its receipts; not yet proven (chain.proof). Raises ChainInconsistent.
+
+    From block `native_logs_from` on every transfer of native value, also one inside a transaction, has a log of its own
+    (EIP-7708). Then these logs are the native credits, and a transaction's value is not counted beside its log.
+    """
     of = header(raw_block, height_asked)
+    has_native_logs = native_logs_from is not None and of.height >= native_logs_from
     txs = transactions(raw_block, of)
     receipts = objects(raw_receipts, f"block {of.height}: receipts")
     if len(receipts) != len(txs):
@@ -108,14 +114,18 @@ def block(raw_block: Json, raw_receipts: object, height_asked: int) -> Block:
         where = f"block {of.height}, receipt {index}"
         tx_hash = _checked_receipt(receipt, tx, index, of, where)
         native = _native_credit(tx, receipt, tx_hash, where)
-        if native is not None:
+        if native is not None and not has_native_logs:
             found.append(native)
+        logged: list[Credit] = []
         for log in objects(receipt.get("logs"), f"{where}: logs"):
             _check_log(log, next_log_index, tx_hash, of, where)
-            token = _token_credit(log, next_log_index, tx_hash, where)
-            if token is not None:
-                found.append(token)
+            credit = _logged_credit(log, next_log_index, tx_hash, where, has_native_logs=has_native_logs)
+            if credit is not None:
+                logged.append(credit)
             next_log_index += 1
+        if native is not None and has_native_logs:
+            _check_is_logged(native, tx, logged, where)
+        found += logged
     return Block(header=of, credits=tuple(found), proven=False)
 
 
@@ -160,8 +170,21 @@ def _native_credit(tx: Json, receipt: Json, tx_hash: str, where: str) -> Credit 
     return Credit(tx_hash, tx_hash, to, NATIVE, value)
 
 
-def _token_credit(log: Json, log_index: int, tx_hash: str, where: str) -> Credit | None:
-    """Read an ERC-20 Transfer of any contract. With a fourth topic it is an NFT's, and no money."""
+def _check_is_logged(native: Credit, tx: Json, logged: Sequence[Credit], where: str) -> None:
+    """A transaction's value must have its log, where logs are all that is counted. One to oneself has none."""
+    is_logged = any(
+        (credit.token_contract, credit.address, credit.amount_minor) == (NATIVE, native.address, native.amount_minor)
+        for credit in logged
+    )
+    if not is_logged and not _same(tx.get("from"), native.address):
+        raise ChainInconsistent(
+            f"{where}: its transaction's value has no log, though native transfers should have logs here: "
+            "correct RECONSUP_NATIVE_LOGS_FROM_JSON"
+        )
+
+
+def _logged_credit(log: Json, log_index: int, tx_hash: str, where: str, *, has_native_logs: bool) -> Credit | None:
+    """Read a Transfer of any contract (ERC-20), or of native value. A fourth topic makes it an NFT's, and no money."""
     contract = address20(log.get("address"), f"{where}: address of log {log_index}")
     topics, data = log.get("topics"), log.get("data")
     if not isinstance(topics, list) or not isinstance(data, str):
@@ -172,4 +195,8 @@ def _token_credit(log: Json, log_index: int, tx_hash: str, where: str) -> Credit
     amount_minor = quantity(data, f"{where}: data of log {log_index}")
     if amount_minor == 0 or not _is_address_word(recipient):
         return None
+    if contract == NATIVE_LOGS:
+        if not has_native_logs:
+            return None
+        contract = NATIVE
     return Credit(f"{tx_hash}:{log_index}", tx_hash, "0x" + recipient[26:], contract, amount_minor)

@@ -3,21 +3,24 @@
 A block is read whole or not at all: nothing is filtered by the node, so nothing can be missed later because somebody
 was not yet watching. A height that the node does not have is ChainUnavailable (it is behind), never an empty block.
 
-A range of blocks and their receipts travel in one JSON-RPC batch, as large as the endpoint has shown to bear.
+A range of blocks and their receipts travel in one JSON-RPC batch, as large as the endpoint has shown to bear. Each
+block is proven against its own header (chain.proof).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from reconsup.chain import decode
+from reconsup.chain import decode, proof
 from reconsup.chain.block import Ask, Block, Fork, Header, NoFork, links, walk_back
-from reconsup.chain.errors import AnswerTooLarge, AnswerTooSlow, ChainInconsistent, ChainUnavailable
+from reconsup.chain.errors import AnswerTooLarge, AnswerTooSlow, ChainInconsistent, ChainUnavailable, Throttled
 from reconsup.chain.rpc import Call, Endpoint, Refusal
 
 BATCH_BLOCKS_MAX = 50
 BATCH_CALLS_MAX = 100
+WALK_BATCHES = (8, 64, BATCH_CALLS_MAX)  # headers a batch of a walk back, after the first
 BATCH_BYTES_AIM = 16 * 1024 * 1024  # of one answer: parsed, it takes several times as much memory
 TRANSACTION_BYTES = 4096  # a mainnet transaction with its receipt and logs, for want of a measurement
 
@@ -68,10 +71,17 @@ class Pace:
 
 
 class EvmChain:
-    """The chain behind one endpoint. Every method raises ChainUnavailable or ChainInconsistent and nothing else."""
+    """The chain behind one endpoint. Every method raises ChainUnavailable or ChainInconsistent and nothing else.
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    `proves`: recompute the roots of every block; `native_logs_from`: from this block on native transfers have logs.
+    `doubt` says why the block that was read last is not proven; None: it is.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, proves: bool = True, native_logs_from: int | None = None) -> None:
         self.endpoint = endpoint
+        self.doubt: str | None = None
+        self._proves = proves
+        self._native_logs_from = native_logs_from
         self.supports_block_receipts: bool | None = None  # None: not tried yet
         self._pace = Pace()
         self._receipts_per_batch = BATCH_CALLS_MAX
@@ -134,17 +144,48 @@ class EvmChain:
         with self._accusing():
             return decode.header(raw, height)
 
-    async def find_fork(self, stored: Mapping[int, str], head: Header) -> Fork | NoFork:
-        """Walk from `head` down by parent hash to the highest block that is also in `stored` (height → hash).
+    async def headers(self, heights: Sequence[int]) -> list[Header]:
+        """Ask for headers by number in one batch; in the order of the heights. ChainUnavailable if one is not there."""
+        method = "eth_getBlockByNumber"
+        raws = await self._results([(method, [hex(height), False]) for height in heights])
+        if None in raws:
+            raise ChainUnavailable(self.endpoint.says(f"does not have block {heights[raws.index(None)]}"))
+        with self._accusing():
+            return [decode.header(raw, height) for raw, height in zip(raws, heights, strict=True)]
 
-        One call for each header; `head` may be any header of the endpoint's chain that is not below the stored tip.
+    async def show(self, height: int) -> tuple[Header, Header | None]:
+        """Ask for the latest header and the one at a height (None: not there), in one small HTTP request."""
+        method = "eth_getBlockByNumber"
+        latest, there = await self._results([(method, ["latest", False]), (method, [hex(height), False])])
+        if latest is None:
+            raise ChainUnavailable(self.endpoint.says("has no latest block"))
+        with self._accusing():
+            return decode.header(latest), None if there is None else decode.header(there, height)
+
+    async def find_fork(
+        self, stored: Mapping[int, str], head: Header, on_headway: Callable[[], Awaitable[None]] | None = None
+    ) -> Fork | NoFork:
+        """Walk from `head` down to the highest block that is also in `stored` (height → hash).
+
+        Headers are asked for by number, in batches, and believed only where they hang by parent hash below `head`,
+        which may be any header of the endpoint's chain that is not below the stored tip. The first batch ends one block
+        below that tip, for most reorgs take one block. `on_headway` is awaited after each batch that hangs there.
         """
-        headers = [head]
-        while isinstance(step := walk_back(stored, headers), Ask):
-            below = await self.header(step.block_hash)
-            if below is None:
-                raise ChainUnavailable(self.endpoint.says(f"does not have block {step.height}, parent of one it gave"))
-            headers.append(below)
+        lowest, tip = min(stored), max(stored)
+        headers, walked = [head], 0
+        count, growing = min(head.height - tip + 1, WALK_BATCHES[-1]), iter(WALK_BATCHES)
+        while isinstance(step := walk_back(stored, headers, walked), Ask):
+            if walked and on_headway is not None:
+                await on_headway()
+            walked = len(headers)
+            try:
+                headers += await self.headers(range(step.height, max(step.height - count, lowest - 1), -1))
+            except AnswerTooLarge:
+                if count == 1:
+                    raise
+                count, growing = max(1, count // 2), iter(())
+            else:
+                count = next(growing, count)
         return step
 
     async def blocks(self, first: int, last: int) -> list[Block]:
@@ -162,7 +203,7 @@ class EvmChain:
                 self._pace.was_too_much(count)
                 if count == 1:
                     raise
-            except AnswerTooSlow:
+            except (AnswerTooSlow, Throttled):
                 self._pace.was_too_much(count)
                 raise  # another attempt might take as long again: that is for whoever holds a lease to decide
         with self._accusing():
@@ -186,8 +227,27 @@ class EvmChain:
         for height, each in zip(heights, receipts, strict=True):
             if each is None or (isinstance(each, list) and None in each):
                 raise ChainUnavailable(self.endpoint.says(f"is behind: it has no receipts for block {height}"))
+        found: list[Block] = []
         with self._accusing():
-            return [decode.block(*each) for each in zip(raw_blocks, receipts, heights, strict=True)]
+            for each in zip(raw_blocks, receipts, heights, strict=True):
+                found.append(self._block(*each))
+                await asyncio.sleep(0)  # a block is milliseconds of work: whoever else is on this loop comes between
+        return found
+
+    def _block(self, raw: Any, receipts: Any, height: int) -> Block:
+        block = decode.block(raw, receipts, height, self._native_logs_from)
+        if not self._proves:
+            self.doubt = "RECONSUP_BLOCK_PROOF_JSON switches the proof off"
+            return block
+        try:
+            self.doubt = proof.doubt(raw, receipts)
+        except ChainInconsistent as fault:
+            setting = f'RECONSUP_BLOCK_PROOF_JSON={{"{self.network}": false}}'
+            raise ChainInconsistent(
+                f"{fault}. No such block is stored. If every endpoint shows every block of {self.network} like this, "
+                f"the chain builds its blocks in another way: then set {setting}"
+            ) from None
+        return replace(block, proven=self.doubt is None)
 
     async def _fetch(self, heights: range) -> tuple[list[Any], list[Any] | None]:
         """Ask for blocks and receipts; None in place of the receipts where the method is not supported."""

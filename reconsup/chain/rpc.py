@@ -25,8 +25,16 @@ from eth_typing import URI
 from web3 import AsyncHTTPProvider
 from web3.types import RPCEndpoint, RPCRequest, RPCResponse
 
-from reconsup import __version__
-from reconsup.chain.errors import AnswerTooLarge, AnswerTooSlow, ChainInconsistent, ChainUnavailable, Throttled
+from reconsup import __version__, redact
+from reconsup.chain.errors import (
+    AnswerTooLarge,
+    AnswerTooSlow,
+    CallRefused,
+    ChainInconsistent,
+    ChainUnavailable,
+    Throttled,
+)
+from reconsup.chain.rate import Rate
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 KEEPALIVE_SECONDS = 75.0  # longer than the default poll interval, so that an idle worker keeps its connection
@@ -34,6 +42,13 @@ CONNECTIONS_MAX = 8
 RETRY_AFTER_SECONDS_MAX = 3600.0
 QUOTED_CHARS_MAX = 160  # of an endpoint's own words in our messages
 SECRET_CHARS_MIN = 6  # shorter pieces of a URL ("v3", "rpc", "eth") are words, not keys
+
+# What providers say of an answer, a range or a batch that is too much for them.
+OF_SIZE = (
+    r"too (large|big|long|wide)|too many (results|blocks|logs|calls)|more than [\d,]+ (results|logs|blocks)|"
+    r"(block range|response size|results?).{0,30}(limit|exceed|maximum)|(limit|exceed|maximum).{0,30}"
+    r"(block range|response size)|with this block range|batch.{0,30}(limit|exceed|maximum)"
+)
 
 # Called as (network, method, outcome, seconds); outcome is ok, error, timeout, throttled or inconsistent. Once for
 # every JSON-RPC call, in a batch too; seconds are those of the HTTP exchange that it went with.
@@ -53,13 +68,15 @@ class Refusal:
     @property
     def is_throttling(self) -> bool:
         """Whether it asks us to come back later."""
+        if self.code == -32005 and self._says(OF_SIZE):
+            return False  # the code means "limit exceeded": some use it for the limit of an answer's size
         words = r"rate.?limit|too many requests|compute units|throttl"
         return self.code in (429, -32005, -32029) or self._says(words)
 
     @property
     def is_too_large(self) -> bool:
         """Whether it asks us to want less at a time."""
-        return self.code in (413, -32003) or self._says(r"too (large|big|long)|batch.{0,30}(limit|exceed|maximum)")
+        return self.code in (413, -32003) or self._says(OF_SIZE)
 
     @property
     def is_unsupported(self) -> bool:
@@ -71,16 +88,10 @@ class Refusal:
         return re.search(words, self.message, re.IGNORECASE) is not None
 
 
-def redact_url(url: str) -> str:
-    """Show where a URL leads without what it may hide: user, path, query and fragment become "…"."""
+def _shown(url: str) -> str:
+    """Where a URL leads, without what it may hide."""
     parts = _split(url)
-    if parts is None or not parts.hostname:
-        return "(unreadable URL)"
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    port = f":{parts.port}" if parts.port else ""
-    user = "…@" if parts.username or parts.password else ""
-    hidden = "/…" if parts.path.strip("/") or parts.query or parts.fragment else ""
-    return f"{parts.scheme}://{user}{host}{port}{hidden}"
+    return redact.redact_url(url) if parts is not None and parts.hostname else "(unreadable URL)"
 
 
 def _split(url: str) -> SplitResult | None:
@@ -188,15 +199,14 @@ def _matched(requests: Sequence[RPCRequest], answers: object) -> list[RPCRespons
 class Endpoint:
     """One network's endpoint. Only ChainUnavailable and ChainInconsistent leave `call` and `batch`."""
 
-    def __init__(
-        self, network: str, urls: Sequence[str], timeout_seconds: float, on_call: OnCall = lambda *_: None
-    ) -> None:
+    def __init__(self, network: str, url: str, timeout_seconds: float, on_call: OnCall = lambda *_: None) -> None:
         self.network = network
-        self.name = redact_url(urls[0])
-        self._secrets = _secrets(urls[0])
+        self.name = _shown(url)
+        self._secrets = _secrets(url)
         self._timeout_seconds = timeout_seconds
         self._on_call = on_call
-        self._transport = Transport(urls[0], timeout_seconds)
+        self._transport = Transport(url, timeout_seconds)
+        self._rate = Rate()
 
     @property
     def answer_bytes(self) -> int:
@@ -236,7 +246,7 @@ class Endpoint:
             raise Throttled(self.says(f"is throttling {quoted}"), answer.retry_after_seconds)
         if answer.is_too_large:
             raise AnswerTooLarge(self.says(f"refuses the size of {quoted}"))
-        raise ChainUnavailable(self.says(f"refuses {quoted}"))
+        raise CallRefused(self.says(f"refuses {quoted}"))
 
     def says(self, what: str) -> str:
         """Begin a message with whom it is about."""
@@ -261,6 +271,8 @@ class Endpoint:
         return Refusal(error["code"], self._clean(str(error.get("message", ""))), _backoff_seconds(error.get("data")))
 
     async def _metered(self, calls: Sequence[Call], make: Callable[[Sequence[Call]], Any]) -> list[Any]:
+        if (seconds := self._rate.take_turn(time.monotonic())) > 0:
+            await asyncio.sleep(seconds)
         started = time.monotonic()
         answers: list[Any] = []
         failure: Failure | None = None
@@ -269,8 +281,13 @@ class Endpoint:
         except (ChainUnavailable, ChainInconsistent, _HttpRefusal, aiohttp.ClientError, OSError, ValueError) as error:
             failure = self._failure(error)
         seconds = time.monotonic() - started
-        for index, (method, _) in enumerate(calls):
-            self._on_call(self.network, method, _outcome(failure or answers[index]), seconds)
+        outcomes = [_outcome(failure or answer) for answer in answers or [failure] * len(calls)]
+        if "throttled" in outcomes:
+            self._rate.was_throttled()
+        else:
+            self._rate.was_answered()
+        for (method, _), outcome in zip(calls, outcomes, strict=True):
+            self._on_call(self.network, method, outcome, seconds)
         if failure is not None:
             raise failure  # outside the except: the cause is left behind, its text may hold the URL
         return answers

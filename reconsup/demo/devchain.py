@@ -20,7 +20,7 @@ class DevChain:
     """
 
     def __init__(self, url: str) -> None:
-        self._endpoint = Endpoint("local", [url], CALL_SECONDS)
+        self._endpoint = Endpoint("local", url, CALL_SECONDS)
         self.accounts: list[str] = []
 
     async def __aenter__(self) -> Self:

@@ -161,6 +161,7 @@ LEASES_RELEASED = _counter(
     cause=_CAUSES,
 )
 BLOCKS_SCANNED = _counter("reconsup_blocks_scanned_total", ("network",), "Blocks read whole and committed")
+SPAN_BLOCKS = _counter("reconsup_span_blocks_total", ("network",), "Blocks older than the tail read for old requests")
 REORGS = _counter("reconsup_reorgs_total", ("network",), "Proven reorganisations rolled back")
 SETTLEMENTS_REPAIRED = _counter(
     "reconsup_settlements_repaired_total", (), "Settlements of ours that another program had marked non-canonical"
@@ -171,6 +172,11 @@ RPC_REQUESTS = _counter(
     "JSON-RPC calls",
     method=_METHODS,
     outcome=_OUTCOMES,
+)
+RPC_DISAGREEMENTS = _counter(
+    "reconsup_rpc_disagreements_total",
+    ("network",),
+    "Times that nothing was written because two endpoints of a network show different blocks; grows while they do",
 )
 RPC_SECONDS = _histogram(
     "reconsup_rpc_seconds",
@@ -187,9 +193,11 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     ROW_FAILURES,
     LEASES_RELEASED,
     BLOCKS_SCANNED,
+    SPAN_BLOCKS,
     REORGS,
     SETTLEMENTS_REPAIRED,
     RPC_REQUESTS,
+    RPC_DISAGREEMENTS,
     RPC_SECONDS,
 )
 
@@ -211,7 +219,8 @@ CHAIN_LAG = Line("reconsup_chain_lag_seconds", "gauge", ("network",), "Age of th
 CHAIN_STOPPED = Line(
     "reconsup_chain_stopped", "gauge", ("network",), "1: the network stopped itself, a person must act"
 )
-CHAIN_PROVEN = Line("reconsup_chain_proven", "gauge", ("network",), "1: blocks are proven complete by their own header")
+CHAIN_PROVEN = Line("reconsup_chain_proven", "gauge", ("network",), "1: all blocks of the tail were proven complete")
+SPAN_BLOCKS_LEFT = Line("reconsup_span_blocks_left", "gauge", ("network",), "Old blocks that requests still wait for")
 BUILD_INFO = Line("reconsup_build_info", "gauge", ("version",), "Always 1")
 
 READ: tuple[Line, ...] = (
@@ -226,6 +235,7 @@ READ: tuple[Line, ...] = (
     CHAIN_SCANNED,
     CHAIN_LAG,
     CHAIN_STOPPED,
+    SPAN_BLOCKS_LEFT,
     CHAIN_PROVEN,
     BUILD_INFO,
 )

@@ -123,10 +123,15 @@ def _backlog_readings(backlog: Backlog) -> Readings:
         "reconsup_oldest_due_seconds": {(): backlog.oldest_due_seconds},
         "reconsup_chain_head": each({name: state.head for name, state in networks.items()}),
         "reconsup_chain_scanned": each({name: state.scanned for name, state in networks.items()}),
+        "reconsup_span_blocks_left": each({name: state.span_blocks_left for name, state in networks.items()}),
         "reconsup_chain_lag_seconds": each({name: state.lag_seconds for name, state in networks.items()}),
         "reconsup_chain_stopped": each({name: float(bool(state.stop_reason)) for name, state in networks.items()}),
-        "reconsup_chain_proven": each(dict.fromkeys(networks, 0.0)),  # blocks are not proven yet
+        "reconsup_chain_proven": each({name: _figure(state.proven) for name, state in networks.items()}),
     }
+
+
+def _figure(fact: bool | None) -> float | None:
+    return None if fact is None else float(fact)
 
 
 def _worker(worker: CellView) -> dict[str, object]:
@@ -153,10 +158,20 @@ def _network(state: NetworkState | None) -> dict[str, object]:
     return {
         "head": state.head if state else None,
         "scanned": state.scanned if state else None,
+        "span_blocks_left": state.span_blocks_left if state else None,
         "lag_seconds": None if lag_seconds is None else round(lag_seconds, 3),
+        "at_head": _is_at_head(state),
         "holder": state.holder if state else None,
         "stop_reason": state.stop_reason if state else None,
+        "proven": state.proven if state else None,
     }
+
+
+def _is_at_head(state: NetworkState | None) -> bool | None:
+    """Whether all is read that an endpoint last showed: then the lag is only how long the chain was silent."""
+    if state is None or state.head is None or state.scanned is None:
+        return None
+    return state.scanned >= state.head
 
 
 def _moment(at: datetime) -> str:

@@ -9,7 +9,8 @@ row was confirmed) are arguments, and only the first may change *when* we look a
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -56,18 +57,31 @@ class ChainView:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """The money that a status was given for.
+
+    `amounts`: by transaction (it may be mined again under another log index), what was canonical then, in minor units.
+    `gone`: (evidence_ref, block hash) of what had been taken back by then, and did not count.
+    """
+
+    amounts: Mapping[str, int] = field(default_factory=dict)
+    gone: frozenset[tuple[str, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What was known of one request in the same statement.
 
     `was_confirmed`: its history has been confirmed before, however it stands now: a consumer must see
-    `payment_confirmed` once. `expired_transactions`: the transactions that its expiry entry counted.
+    `payment_confirmed` once. `counted`: what the history's entry counted by which it came to its status; None where
+    there is no such entry: another program wrote the status, or it is still the first one.
     """
 
     settlements: tuple[Settlement, ...] = ()
     shares_address: bool = False
     was_confirmed: bool = False
     confirmed_age_seconds: float | None = None
-    expired_transactions: frozenset[str] = frozenset()
+    counted: Counted | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +115,16 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class _Money:
-    """The settlements of a request, sorted by what they may do."""
+    """The settlements of a request, sorted by what they may do. `lost`: those orphaned ones that its status counted."""
 
     in_time: tuple[Settlement, ...]
     orphaned: tuple[Settlement, ...]
+    lost: tuple[Settlement, ...]
     deep: tuple[Settlement, ...]
     late: tuple[Settlement, ...]
 
 
-_NO_MONEY = _Money((), (), (), ())
+_NO_MONEY = _Money((), (), (), (), ())
 
 
 def decide(request: PaymentRequest, facts: Facts, view: ChainView, policy: Policy) -> Decision | RowError:
@@ -158,7 +173,7 @@ def _open(
     if is_reached(seen, expected, policy.detected_threshold_bps):
         if status != Status.DETECTED:
             return Status.DETECTED, Reason.DETECTED
-    elif status == Status.DETECTED and money.orphaned:
+    elif status == Status.DETECTED and money.lost:
         return Status.REORGED, Reason.REORGED
     if _is_over(request, money, view, policy):
         return Status.EXPIRED, Reason.UNDERPAID_EXPIRED if seen else Reason.EXPIRED
@@ -166,9 +181,12 @@ def _open(
 
 
 def _confirmed(request: PaymentRequest, facts: Facts, money: _Money, policy: Policy) -> tuple[Status, Reason | None]:
-    """A confirmed request moves only when a proof took money from it and what is left is not enough."""
+    """A confirmed request moves only when a proof took the money it was confirmed for, and what is left is too little.
+
+    Not because too little is left: somebody may have raised the amount, or its settlements may have to be seen again.
+    """
     left = total(money.in_time)
-    if not money.orphaned or is_reached(left, request.expected_amount_minor, policy.confirmed_threshold_bps):
+    if not money.lost or is_reached(left, request.expected_amount_minor, policy.confirmed_threshold_bps):
         return Status.CONFIRMED, None
     if _was_final(facts, money, policy):
         return Status.CONFIRMED, Reason.REORGED_AFTER_FINALITY
@@ -183,7 +201,7 @@ def _was_final(facts: Facts, money: _Money, policy: Policy) -> bool:
     return all(
         each.orphaning is not None
         and each.confirmations(each.orphaning.scanned_height) >= policy.finality_confirmations
-        for each in money.orphaned
+        for each in money.lost
     )
 
 
@@ -245,12 +263,28 @@ def _sort(request: PaymentRequest, facts: Facts, view: ChainView, policy: Policy
     deadline = _deadline(request, policy)
     in_time = [each for each in facts.settlements if each.first_block_time <= deadline]
     canonical = tuple(each for each in in_time if each.is_canonical)
+    orphaned = tuple(each for each in in_time if not each.is_canonical)
     return _Money(
         in_time=canonical,
-        orphaned=tuple(each for each in in_time if not each.is_canonical),
+        orphaned=orphaned,
+        lost=tuple(each for each in orphaned if _is_lost(each, canonical, facts.counted)),
         deep=tuple(each for each in canonical if _is_confirmed(each, view, policy)),
         late=tuple(each for each in facts.settlements if each.is_canonical and each.first_block_time > deadline),
     )
+
+
+def _is_lost(orphaned: Settlement, canonical: tuple[Settlement, ...], counted: Counted | None) -> bool:
+    """Whether the loss of this credit took money away that the request's status was given for.
+
+    Not where it had been taken back before, where its transaction was not counted, or where that is there again with
+    all that was counted of it.
+    """
+    if counted is None:
+        return True
+    if (orphaned.evidence_ref, orphaned.block_hash) in counted.gone:
+        return False
+    there = total([each for each in canonical if each.transaction == orphaned.transaction])
+    return there < counted.amounts.get(orphaned.transaction, 0)
 
 
 def _is_confirmed(settlement: Settlement, view: ChainView, policy: Policy) -> bool:
@@ -264,17 +298,23 @@ def _is_confirmed(settlement: Settlement, view: ChainView, policy: Policy) -> bo
 
 
 def _late(status: Status, request: PaymentRequest, facts: Facts, money: _Money) -> tuple[Settlement, ...]:
-    """Money that came too late to an expired request, or in time but unknown when its expiry was written."""
-    if status != Status.EXPIRED:
+    """Money for a request that is over: too late, or in time but unknown when it expired or was confirmed.
+
+    A person must know of it: somebody paid for nothing, or twice. It never counts towards the status.
+    """
+    if status not in (Status.EXPIRED, Status.CONFIRMED):
         return ()
-    if request.status != Status.EXPIRED:
-        return money.late  # this very decision expires it, and counts all that is in time
-    return money.late + tuple(each for each in money.in_time if each.transaction not in facts.expired_transactions)
+    if request.status != status:
+        return money.late  # this very decision is the end, and counts all that is in time
+    if status == Status.CONFIRMED and facts.counted is None:
+        return ()  # another program confirmed it: nobody knows for which money
+    known = facts.counted.amounts if facts.counted else {}
+    return money.late + tuple(each for each in money.in_time if each.transaction not in known)
 
 
 def _proof(money: _Money) -> Orphaning | None:
     """The newest proof: an older one may be of money that has long come back under another log index."""
-    proofs = [each.orphaning for each in money.orphaned if each.orphaning is not None]
+    proofs = [each.orphaning for each in money.lost if each.orphaning is not None]
     return max(proofs, key=lambda each: (each.scanned_height, each.height, each.block_hash), default=None)
 
 

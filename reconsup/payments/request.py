@@ -5,6 +5,7 @@ pair names the only reason the history may give for it. Statuses that reconsup n
 to other programs) have no row. Nothing here looks at a clock, a database or a chain.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -12,6 +13,7 @@ from types import MappingProxyType
 
 ETHEREUM = "ethereum"
 NATIVE_ASSET = "ETH"
+EVM_ADDRESS = re.compile(r"0x[0-9a-f]{40}", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -37,7 +39,7 @@ class Status(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a history entry was written. The last four leave the status as it is."""
+    """Why a history entry was written. The last five leave the status as it is."""
 
     DETECTED = "payment_detected"
     CONFIRMED = "payment_confirmed"
@@ -46,6 +48,7 @@ class Reason(StrEnum):
     EXPIRED = "payment_expired"
     UNDERPAID_EXPIRED = "payment_underpaid_expired"
     LATE = "payment_late"
+    AGAIN = "payment_again"  # more money for a request that was confirmed already
     REORGED_AFTER_FINALITY = "payment_reorged_after_finality"
     ROW_FAILED = "row_failed"  # the row could not be processed, and this had not been said of it before
     ROW_SET_ASIDE = "row_set_aside"  # workers died at it: it is looked at no more
@@ -73,6 +76,8 @@ class RowError(StrEnum):
     AMBIGUOUS_ADDRESS = "ambiguous_address"
     CHAIN_ID_MISMATCH = "chain_id_mismatch"
     TOKEN_CONTRACT_MISSING = "token_contract_missing"  # noqa: S105 - a reason, not a password
+    TOKEN_CONTRACT_INVALID = "token_contract_invalid"  # noqa: S105 - a reason, not a password
+    ADDRESS_INVALID = "address_invalid"  # nobody can pay it: it would expire, whatever the customer did
     AMOUNT_NEGATIVE = "amount_negative"
 
 
@@ -87,6 +92,7 @@ class PaymentRequest:
     id: str
     network: str
     asset: str
+    address: str
     status: Status
     expected_amount_minor: int | None
     chain_id: int | None
@@ -108,6 +114,10 @@ class PaymentRequest:
             return RowError.TOKEN_CONTRACT_MISSING
         if not self.token_contract and self.asset != NATIVE_ASSET:  # USDT without its contract is not paid in wei
             return RowError.TOKEN_CONTRACT_MISSING
+        if self.token_contract and not EVM_ADDRESS.fullmatch(self.token_contract):
+            return RowError.TOKEN_CONTRACT_INVALID
+        if not EVM_ADDRESS.fullmatch(self.address):
+            return RowError.ADDRESS_INVALID
         if self.expected_amount_minor is not None and self.expected_amount_minor < 0:
             return RowError.AMOUNT_NEGATIVE
         if shares_address:

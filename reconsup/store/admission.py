@@ -11,6 +11,7 @@ commit that waits: with a dozen admissions at a time, none was ever had for it.
 from collections.abc import Sequence
 from typing import LiteralString
 
+from reconsup.store import joining
 from reconsup.store.database import Database, Transaction
 from reconsup.store.leases import HELD_EPOCH, Batch
 from reconsup.store.matching import PAID_IN_TAIL, settle
@@ -19,8 +20,8 @@ from reconsup.store.matching import PAID_IN_TAIL, settle
 async def admit(database: Database, batch: Batch) -> frozenset[str]:
     """Look up the past of the batch's requests in the tail; the ids whose whole past has now been read.
 
-    Settles what the tail holds for them, also where the past is longer than the tail: that is repeated at each
-    look until a later admission closes it. Only rows still leased by this batch are written.
+    Settles what the tail holds for them, also where the past is longer than the tail: then a span is opened that reads
+    the rest (`store.joining`). Only rows still leased by this batch are written.
     """
     claims = [claim for claim in batch.claims if not claim.request.admitted]
     parameters = {
@@ -33,8 +34,11 @@ async def admit(database: Database, batch: Batch) -> frozenset[str]:
 
     async def work(transaction: Transaction) -> frozenset[str]:
         await transaction.send(_LOCK_CURSOR, parameters)
+        joins = await joining.open_for(transaction, batch.network, owner=batch.owner, claims=claims)
         admitted = await transaction.rows(_ADMIT, parameters)
         await transaction.send(_SETTLE_TAIL, parameters)
+        if joins is not None:
+            await joining.mark(transaction, joins)
         return frozenset(id_ for (id_,) in admitted)
 
     return await database.transact(work)
@@ -64,13 +68,22 @@ async def look_again(database: Database, batch: Batch) -> None:
 async def repair(database: Database, batch: Batch, ids: Sequence[str]) -> int:
     """Make settlements canonical again that another program disowned without a proof; how many.
 
-    Only where our chain still holds their block.
+    Only where our chain still holds their block, and of requests that are still leased by this batch.
     """
-    parameters = {"chain": batch.network.chain, "network": batch.network.name, "ids": list(ids)}
+    wanted = frozenset(ids)
+    claims = [claim for claim in batch.claims if claim.request.id in wanted]
+    parameters = {
+        "chain": batch.network.chain,
+        "network": batch.network.name,
+        "owner": batch.owner,
+        "ids": [claim.request.id for claim in claims],
+        "epochs": [claim.epoch for claim in claims],
+    }
 
     async def work(transaction: Transaction) -> int:
         await transaction.send(_LOCK_CURSOR, parameters)
-        return len(await transaction.rows(_REPAIR, parameters))
+        ours = [id_ for (id_,) in await transaction.rows(_LOCK_OURS, parameters)]
+        return len(await transaction.rows(_REPAIR, parameters | {"ids": ours}))
 
     return await database.transact(work)
 
@@ -81,18 +94,23 @@ _LOCK_CURSOR: LiteralString = """
 SELECT 1 FROM app.chain_cursors WHERE chain = %(chain)s AND network = %(network)s FOR NO KEY UPDATE
 """
 
-# The past is read when the block below the tail is older than the request's first block can be. Before the first
-# commit the tail is empty, and the cursor's tip is that block below it.
-_ADMIT: LiteralString = (
+# Those of the batch that are still leased by it, locked in id order.
+_LOCK_OURS: LiteralString = (
     """
-WITH mine AS MATERIALIZED (
   SELECT r.id FROM app.payment_requests r
   JOIN unnest(%(ids)s::text[], %(epochs)s::bigint[]) AS m(id, epoch) ON m.id = r.id
   WHERE"""
     + HELD_EPOCH
     + """= m.epoch
-  ORDER BY r.id FOR NO KEY UPDATE OF r
-), tail AS (
+  ORDER BY r.id FOR NO KEY UPDATE OF r"""
+)
+
+# The past is read when the block below the tail is older than the request's first block can be. Before the first
+# commit the tail is empty, and the cursor's tip is that block below it.
+_ADMIT: LiteralString = (
+    "WITH mine AS MATERIALIZED ("
+    + _LOCK_OURS
+    + """), tail AS (
   SELECT k.next_height, k.tail_start, coalesce(
     (SELECT b.block_time FROM app.chain_blocks b
      WHERE b.chain = k.chain AND b.network = k.network AND b.height = k.tail_start), k.tip_time) AS start_time

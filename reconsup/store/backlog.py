@@ -20,7 +20,9 @@ CENSUS_SECONDS_MAX = 4.0  # less than the connection waits for a lock, which is 
 @dataclass(frozen=True, slots=True)
 class NetworkState:
     """One served network as its cursor shows it. `lag_seconds` is the age of the last block read, by the database's
-    clock; `holder` the lease owner that reads it now. Everything is None where no cursor is born yet.
+    clock; `holder` the lease owner that reads it now; `proven`: every block of the tail was proven complete, None while
+    none was read; `span_blocks_left`: blocks older than the tail that requests still wait for, as guessed, 0 when none
+    does. Everything is None where no cursor is born yet.
     """
 
     network: Network
@@ -29,6 +31,8 @@ class NetworkState:
     lag_seconds: float | None = None
     holder: str | None = None
     stop_reason: str | None = None
+    proven: bool | None = None
+    span_blocks_left: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,11 @@ async def read(database: Database, networks: Sequence[Network]) -> Backlog:
                 network=Network(row.chain, row.network),
                 head=row.head_height,
                 scanned=row.scanned_height,
+                span_blocks_left=row.span_blocks_left,
                 lag_seconds=row.lag_seconds,
                 holder=row.holder,
                 stop_reason=row.stop_reason,
+                proven=row.proven,
             )
             for row in rows
         ),
@@ -129,11 +135,16 @@ def _served(networks: Sequence[Network]) -> dict[str, object]:
 # The due rows are those that a claim would take: the same conditions, the same index.
 _READ: LiteralString = """
 SELECT served.chain, served.network, k.head_height,
+       CASE WHEN k.tip_time IS NOT NULL THEN COALESCE(
+         (SELECT GREATEST(0, s.next_height - s.from_height + 1) FROM app.chain_spans s
+          WHERE s.chain = served.chain AND s.network = served.network), 0) END AS span_blocks_left,
        CASE WHEN k.tip_time IS NOT NULL THEN k.next_height - 1 END AS scanned_height,
        CASE WHEN k.tip_time IS NOT NULL
             THEN GREATEST(extract(epoch FROM now() - k.tip_time), 0) END::float8 AS lag_seconds,
        CASE WHEN k.scan_lease_until > now() THEN k.scan_lease_owner END AS holder,
-       k.stop_reason, due.due, due.oldest_due_seconds
+       k.stop_reason,
+       CASE WHEN k.next_height > k.tail_start THEN COALESCE(k.unproven_height < k.tail_start, true) END AS proven,
+       due.due, due.oldest_due_seconds
 FROM unnest(%(chains)s::text[], %(networks)s::text[]) AS served(chain, network)
 LEFT JOIN app.chain_cursors k USING (chain, network)
 CROSS JOIN LATERAL (

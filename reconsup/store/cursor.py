@@ -25,7 +25,8 @@ NO_PARENT = "0x" + "0" * 64
 class Cursor:
     """A row of `app.chain_cursors`, as its holder (or, with `owner` None, a reader) saw it.
 
-    `tip_time` is None while nothing was read of a chain that is read from its first block.
+    `tip_time` is None while nothing was read of a chain that is read from its first block. `unproven_height` is not
+    below the highest block that was read and not proven complete; None: there was none.
     """
 
     network: Network
@@ -36,6 +37,7 @@ class Cursor:
     tip_time: datetime | None
     finalized_height: int | None
     tail_start: int
+    unproven_height: int | None
     stop_reason: str | None
     owner: str | None
     epoch: int
@@ -44,6 +46,11 @@ class Cursor:
     def scanned_height(self) -> int:
         """The highest block that was read; -1 before the first."""
         return self.next_height - 1
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether every block of the tail was proven complete."""
+        return self.unproven_height is None or self.unproven_height < self.tail_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +70,12 @@ async def read(database: Database, network: Network) -> Cursor | None:
 
 async def birth(
     database: Database, network: Network, *, chain_id: int, genesis_hash: str, parent: Header | None
-) -> None:
-    """Insert the cursor unless it exists: reading begins above `parent` (None: at the first block)."""
-    await database.fetch(
+) -> bool:
+    """Insert the cursor unless it exists: reading begins above `parent` (None: at the first block).
+
+    False if it existed: somebody else saw at the same time that there was none.
+    """
+    born = await database.fetch(
         _BIRTH,
         _key(network)
         | {
@@ -76,6 +86,7 @@ async def birth(
             "tip_time": parent.time if parent else None,
         },
     )
+    return bool(born)
 
 
 async def take(database: Database, network: Network, *, owner: str, lease_seconds: float) -> Cursor | None:
@@ -137,17 +148,22 @@ async def free(database: Database, cursor: Cursor) -> None:
     await database.fetch(_FREE, fence(cursor))
 
 
+async def renew(database: Database, cursor: Cursor, *, lease_seconds: float) -> bool:
+    """Renew the scan lease in the midst of a long walk that makes headway. False if it was lost."""
+    return bool(await database.fetch(_RENEW, fence(cursor) | {"lease": lease_seconds}))
+
+
 async def stop(database: Database, cursor: Cursor, reason: str) -> bool:
     """Stop the network: nothing of it is leased or read from now on. False if the cursor moved meanwhile.
 
     What was decided before, from the chain as it was then, may still be written.
     """
-    return bool(await database.fetch(_STOP, fence(cursor) | {"reason": reason}))
+    return bool(await database.fetch(_STOP, fence(cursor) | {"reason": reason} | _teller(cursor)))
 
 
 async def start_again(database: Database, cursor: Cursor) -> bool:
     """Clear the stop, because the endpoint shows the stored tip again. False if the cursor moved meanwhile."""
-    return bool(await database.fetch(_START_AGAIN, fence(cursor)))
+    return bool(await database.fetch(_START_AGAIN, fence(cursor) | _teller(cursor)))
 
 
 async def stored_hashes(database: Database, cursor: Cursor) -> dict[int, str]:
@@ -167,7 +183,7 @@ def fence(cursor: Cursor) -> dict[str, Any]:
 
 
 def tag_parameters(tags: Tags) -> dict[str, Any]:
-    """The parameters of `HEAD_AND_SAFE` and `FINALIZED`."""
+    """The parameters of `HEAD_AND_SAFE` and `finalized`."""
     return {
         "head_height": tags.head_height,
         "safe": tags.safe.height if tags.safe else None,
@@ -181,8 +197,14 @@ def _key(network: Network) -> dict[str, Any]:
     return {"chain": network.chain, "network": network.name}
 
 
+def _teller(cursor: Cursor) -> dict[str, Any]:
+    """Who an event of the network is told by, and where its scan stood."""
+    assert cursor.owner is not None
+    return {"who": cursor.owner.partition("#")[0], "scanned": cursor.scanned_height}
+
+
 def _cursor(network: Network, row: Row, *, owner: str | None) -> Cursor:
-    chain_id, genesis_hash, next_height, tip_hash, tip_time, finalized, tail_start, stop_reason, epoch = row
+    chain_id, genesis_hash, next_height, tip_hash, tip_time, finalized, tail_start, unproven, stop_reason, epoch = row
     return Cursor(
         network=network,
         chain_id=chain_id,
@@ -192,6 +214,7 @@ def _cursor(network: Network, row: Row, *, owner: str | None) -> Cursor:
         tip_time=tip_time,
         finalized_height=finalized,
         tail_start=tail_start,
+        unproven_height=unproven,
         stop_reason=stop_reason,
         owner=owner,
         epoch=epoch,
@@ -200,7 +223,7 @@ def _cursor(network: Network, row: Row, *, owner: str | None) -> Cursor:
 
 _COLUMNS: LiteralString = """
   k.chain_id, k.genesis_hash, k.next_height, k.tip_hash, k.tip_time, k.finalized_height, k.tail_start,
-  k.stop_reason, k.scan_lease_epoch"""
+  k.unproven_height, k.stop_reason, k.scan_lease_epoch"""
 _OF_NETWORK: LiteralString = " k.chain = %(chain)s AND k.network = %(network)s "
 FENCE: LiteralString = (
     _OF_NETWORK
@@ -208,22 +231,37 @@ FENCE: LiteralString = (
   AND k.scan_lease_owner = %(owner)s AND k.scan_lease_epoch = %(epoch)s """
 )
 
-# A tag counts only where its hash is the one we stored; finalized never goes down.
+# A tag counts only where its hash is the one we stored; finalized never goes down. `finalized_tag_height` is the tag's
+# own and confirms payments; `finalized_height` rules what may be taken back, and counts what left the tail as well.
 HEAD_AND_SAFE: LiteralString = """
   head_height = %(head_height)s::bigint,
   safe_height = coalesce(
     (SELECT b.height FROM app.chain_blocks b WHERE b.chain = k.chain AND b.network = k.network
        AND b.height = %(safe)s::bigint AND b.block_hash = %(safe_hash)s::text), k.safe_height)"""
-FINALIZED: LiteralString = """
-  greatest(k.finalized_height,
+_FINALIZED_TAG: LiteralString = """
     (SELECT b.height FROM app.chain_blocks b WHERE b.chain = k.chain AND b.network = k.network
        AND b.height = %(finalized)s::bigint AND b.block_hash = %(finalized_hash)s::text))"""
+
+
+def finalized(floor: LiteralString) -> LiteralString:
+    """What an UPDATE sets both to; `floor` is the least that `finalized_height` may be."""
+    return (
+        """,
+  finalized_tag_height = greatest(k.finalized_tag_height,"""
+        + _FINALIZED_TAG
+        + """,
+  finalized_height = greatest(k.finalized_height, """
+        + floor
+        + ","
+        + _FINALIZED_TAG
+    )
+
 
 # The height that due heights are compared with: the scan's, or that of the tag which the policy names. Of a column that
 # is below something unknown PostgreSQL expects a third of all rows, and may read the whole table; of one that is also
 # above something it expects next to none. So whoever asks for `<=` this also asks for `>= 0`.
 DUE_HEIGHT: LiteralString = (
-    """ (SELECT CASE %(against)s WHEN 'safe' THEN k.safe_height WHEN 'finalized' THEN k.finalized_height
+    """ (SELECT CASE %(against)s WHEN 'safe' THEN k.safe_height WHEN 'finalized' THEN k.finalized_tag_height
             ELSE k.next_height - 1 END
     FROM app.chain_cursors k WHERE"""
     + _OF_NETWORK
@@ -250,7 +288,7 @@ INSERT INTO app.chain_cursors (chain, network, chain_id, genesis_hash, next_heig
                                finalized_height)
 VALUES (%(chain)s, %(network)s, %(chain_id)s, %(genesis_hash)s, %(next_height)s, %(tip_hash)s, %(tip_time)s,
         %(next_height)s, %(next_height)s - 1)
-ON CONFLICT (chain, network) DO NOTHING
+ON CONFLICT (chain, network) DO NOTHING RETURNING 1
 """
 _TAKE: LiteralString = (
     """
@@ -268,8 +306,7 @@ _KEEP: LiteralString = (
 UPDATE app.chain_cursors k
 SET scan_lease_until = now() + make_interval(secs => %(lease)s), updated_at = now(),"""
     + HEAD_AND_SAFE
-    + ", finalized_height ="
-    + FINALIZED
+    + finalized("NULL")
     + " WHERE"
     + FENCE
     + "RETURNING"
@@ -280,15 +317,33 @@ _FREE: LiteralString = (
     + _OF_NETWORK
     + "AND k.scan_lease_owner = %(owner)s AND k.scan_lease_epoch = %(epoch)s"
 )
-_STOP: LiteralString = (
-    "UPDATE app.chain_cursors k SET stop_reason = %(reason)s, stopped_at = now(), updated_at = now() WHERE"
-    + FENCE
-    + "AND k.stop_reason IS NULL RETURNING 1"
-)
-_START_AGAIN: LiteralString = (
-    "UPDATE app.chain_cursors k SET stop_reason = NULL, stopped_at = NULL, updated_at = now() WHERE"
+_RENEW: LiteralString = (
+    "UPDATE app.chain_cursors k SET scan_lease_until = now() + make_interval(secs => %(lease)s) WHERE"
     + FENCE
     + "RETURNING 1"
+)
+_STOP: LiteralString = (
+    """
+WITH stopped AS (
+  UPDATE app.chain_cursors k SET stop_reason = %(reason)s, stopped_at = now(), updated_at = now() WHERE"""
+    + FENCE
+    + """AND k.stop_reason IS NULL RETURNING k.finalized_height)
+INSERT INTO app.chain_events (chain, network, event, height, who, detail)
+SELECT %(chain)s, %(network)s, 'stopped', %(scanned)s::bigint, %(who)s,
+       jsonb_build_object('reason', %(reason)s::text, 'tip_hash', %(tip_hash)s::text,
+                          'finalized_height', stopped.finalized_height)
+FROM stopped RETURNING 1"""
+)
+_START_AGAIN: LiteralString = (
+    """
+WITH started AS (
+  UPDATE app.chain_cursors k SET stop_reason = NULL, stopped_at = NULL, updated_at = now() WHERE"""
+    + FENCE
+    + """AND k.stop_reason IS NOT NULL RETURNING 1)
+INSERT INTO app.chain_events (chain, network, event, height, who, detail)
+SELECT %(chain)s, %(network)s, 'started_again', %(scanned)s::bigint, %(who)s,
+       jsonb_build_object('tip_hash', %(tip_hash)s::text)
+FROM started RETURNING 1"""
 )
 _STORED: LiteralString = (
     "SELECT k.height, k.block_hash FROM app.chain_blocks k WHERE"

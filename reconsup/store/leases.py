@@ -217,6 +217,7 @@ def _claim_of(row: Row, network: Network) -> Claim:
         id_,
         status,
         asset,
+        address,
         expected,
         chain_id,
         standard,
@@ -232,6 +233,7 @@ def _claim_of(row: Row, network: Network) -> Claim:
         id=id_,
         network=network.name,
         asset=asset,
+        address=address,
         status=Status(status),
         expected_amount_minor=expected,
         chain_id=chain_id,
@@ -250,7 +252,7 @@ EXPECTED: LiteralString = " CASE WHEN r.expected_amount_minor = 'NaN' THEN -1 EL
 EXPIRES: LiteralString = " LEAST(GREATEST(r.expires_at, '1970-01-01 00:00Z'), '9000-01-01 00:00Z') "
 _COLUMNS: LiteralString = (
     """
-  r.id, r.status, r.asset,"""
+  r.id, r.status, r.asset, r.address_canonical,"""
     + EXPECTED
     + """AS expected,
   r.chain_id, r.token_standard, r.token_contract,"""

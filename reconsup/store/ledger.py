@@ -18,11 +18,11 @@ from reconsup.store import refusals
 from reconsup.store.cursor import (
     DUE_HEIGHT,
     FENCE,
-    FINALIZED,
     HEAD_AND_SAFE,
     Cursor,
     Tags,
     fence,
+    finalized,
     tag_parameters,
     touch_due,
 )
@@ -85,13 +85,14 @@ async def commit(
         "first": first.height,
         "last": last.height,
     }
-    moved = {"tip_after": last.block_hash, "time_after": last.time, "next_after": last.height + 1}
+    unproven = max((each.height for each in blocks if not each.proven), default=cursor.unproven_height)
+    moved = {"tip_after": last.block_hash, "time_after": last.time, "next_after": last.height + 1, "unproven": unproven}
 
     async def work(transaction: Transaction, *, is_careful: bool = False) -> Committed:
         if not await transaction.rows(_ADVANCE, fence(cursor) | moved | {"lease": lease_seconds}):
             raise _FencedError
         await transaction.send(_INSERT_BLOCKS, span | _block_columns(blocks))
-        await transaction.send(_INSERT_CREDITS, span | _credit_columns(blocks))
+        await transaction.send(_INSERT_CREDITS, span | credit_columns(blocks))
         tail = await transaction.rows(_TAIL, span | tag_parameters(tags) | {"tail_blocks": tail_blocks})
         ((tail_start, finalized_height),) = tail
         await transaction.send(_PRUNE_BLOCKS, span | {"tail_start": tail_start})
@@ -104,6 +105,7 @@ async def commit(
             tip_hash=last.block_hash,
             tip_time=last.time,
             tail_start=tail_start,
+            unproven_height=unproven,
             finalized_height=finalized_height,
         )
         return Committed(after, touched, len(settled), refused)
@@ -144,29 +146,49 @@ async def roll_back(database: Database, cursor: Cursor, fork: Fork, *, lease_sec
     """
     assert fork.orphaned
     span = {"chain": cursor.network.chain, "network": cursor.network.name, "fork": fork.height}
-    heights, old_hashes, new_hashes = zip(*fork.orphaned, strict=True)
-    orphans = span | {
-        "heights": list(heights),
-        "old_hashes": list(old_hashes),
-        "new_hashes": list(new_hashes),
-        "scanned": cursor.scanned_height,
-    }
-    moved = {"tip_after": fork.block_hash, "time_after": fork.time, "fork": fork.height}
+    orphans = span | orphan_columns(fork.orphaned, cursor.scanned_height)
+    # Of the blocks below the fork it is not known which was the last unproven one: perhaps the highest.
+    unproven = None if cursor.unproven_height is None else min(cursor.unproven_height, fork.height)
+    moved = {"tip_after": fork.block_hash, "time_after": fork.time, "fork": fork.height, "unproven": unproven}
 
     async def work(transaction: Transaction) -> RolledBack:
         if not await transaction.rows(_RETREAT, fence(cursor) | moved | {"lease": lease_seconds}):
             raise _FencedError
-        touched = await transaction.rows(_TOUCH_ORPHANED, orphans)
-        orphaned = await transaction.rows(_ORPHAN, orphans)
-        await transaction.send(_DROP_CREDITS, span)
-        await transaction.send(_DROP_BLOCKS, span)
-        after = replace(cursor, next_height=fork.height + 1, tip_hash=fork.block_hash, tip_time=fork.time)
-        return RolledBack(after, len(touched), len(orphaned))
+        touched, orphaned = await take_back(transaction, orphans)
+        after = replace(
+            cursor,
+            next_height=fork.height + 1,
+            tip_hash=fork.block_hash,
+            tip_time=fork.time,
+            unproven_height=unproven,
+        )
+        return RolledBack(after, touched, orphaned)
 
     try:
         return await database.transact(work)
     except _FencedError:
         return None
+
+
+async def take_back(transaction: Transaction, parameters: dict[str, Any]) -> tuple[int, int]:
+    """Orphan the settlements of blocks that are gone, touch their requests, drop the tail above the fork; how many
+    requests and settlements. `parameters`: chain, network, fork, and `orphan_columns`. Whoever calls has the cursor.
+    """
+    touched = await transaction.rows(_TOUCH_ORPHANED, parameters)
+    orphaned = await transaction.rows(_ORPHAN, parameters)
+    await transaction.send(_DROP_CREDITS, parameters)
+    await transaction.send(_DROP_BLOCKS, parameters)
+    return len(touched), len(orphaned)
+
+
+def orphan_columns(orphaned: Sequence[tuple[int, str, str]], scanned_height: int) -> dict[str, Any]:
+    """(height, old hash, new hash) of blocks that are gone, one array each, and where the scan stood."""
+    return {
+        "heights": [height for height, _, _ in orphaned],
+        "old_hashes": [old_hash for _, old_hash, _ in orphaned],
+        "new_hashes": [new_hash for _, _, new_hash in orphaned],
+        "scanned": scanned_height,
+    }
 
 
 def _block_columns(blocks: Sequence[Block]) -> dict[str, Any]:
@@ -178,7 +200,8 @@ def _block_columns(blocks: Sequence[Block]) -> dict[str, Any]:
     }
 
 
-def _credit_columns(blocks: Sequence[Block]) -> dict[str, Any]:
+def credit_columns(blocks: Sequence[Block]) -> dict[str, Any]:
+    """All credits of some blocks, one array for each column of `app.chain_credits`."""
     credits_ = [(block, credit) for block in blocks for credit in block.credits]
     return {
         "heights": [block.height for block, _ in credits_],
@@ -196,6 +219,7 @@ _ADVANCE: LiteralString = (
     """
 UPDATE app.chain_cursors k
 SET next_height = %(next_after)s, tip_hash = %(tip_after)s, tip_time = %(time_after)s,
+    unproven_height = %(unproven)s,
     scan_lease_until = now() + make_interval(secs => %(lease)s), updated_at = now()
 WHERE"""
     + FENCE
@@ -220,9 +244,8 @@ _TAIL: LiteralString = (
 UPDATE app.chain_cursors k
 SET tail_start = tail.start,"""
     + HEAD_AND_SAFE
-    + ", finalized_height = greatest(tail.start - 1,"
-    + FINALIZED
-    + """)
+    + finalized("tail.start - 1")
+    + """
 FROM (
   SELECT greatest(c.tail_start, least(
     c.next_height - %(tail_blocks)s::bigint,
@@ -274,7 +297,8 @@ _RETREAT: LiteralString = (
     """
 UPDATE app.chain_cursors k
 SET next_height = %(fork)s + 1, tip_hash = %(tip_after)s, tip_time = %(time_after)s,
-    safe_height = least(k.safe_height, %(fork)s),
+    safe_height = CASE WHEN k.safe_height > %(fork)s THEN %(fork)s ELSE k.safe_height END,
+    unproven_height = %(unproven)s,
     scan_lease_until = now() + make_interval(secs => %(lease)s), updated_at = now()
 WHERE"""
     + FENCE
@@ -282,7 +306,7 @@ WHERE"""
 )
 # Our settlements in the orphaned blocks. The request is looked up by its id for each, and not joined: without
 # statistics PostgreSQL would rather read every request of the network.
-_ORPHANED: LiteralString = """
+ORPHANED: LiteralString = """
   s.block_hash = ANY(%(old_hashes)s::text[]) AND s.metadata ? 'first_block_time'
   AND (SELECT q.chain = %(chain)s AND q.network = %(network)s FROM app.payment_requests q
        WHERE q.id = s.payment_request_id)"""
@@ -292,7 +316,7 @@ WITH orphaned AS MATERIALIZED (
   SELECT r.id FROM app.payment_requests r
   WHERE r.status <> 'failed' AND r.id = ANY (ARRAY(
     SELECT s.payment_request_id FROM app.payment_request_settlements s WHERE"""
-    + _ORPHANED
+    + ORPHANED
     + """))
   ORDER BY r.id FOR NO KEY UPDATE OF r)
 UPDATE app.payment_requests r SET next_reconcile_at ="""
@@ -315,7 +339,7 @@ SET is_canonical = false, updated_at = now(), metadata = (
           AS o(height, old_hash, new_hash)
         WHERE o.old_hash = s.block_hash) AS proof)
 WHERE"""
-    + _ORPHANED
+    + ORPHANED
     + " RETURNING 1"
 )
 _ABOVE_FORK: LiteralString = " WHERE chain = %(chain)s AND network = %(network)s AND height > %(fork)s"

@@ -1,4 +1,4 @@
-"""Which credit belongs to which request, and how that becomes a settlement: said once, for commit and admission.
+"""Which credit belongs to which request, and how that becomes a settlement: said once, for commit, admission and span.
 
 A credit belongs to the one request of its network with its address, token and chain id that is not younger than its
 block (clocks may differ by a quarter of an hour). A token request that does not say which token is owed nothing yet:
@@ -25,16 +25,35 @@ _BELONGS: LiteralString = (
   OFFSET 0) """
 )
 
-# From the credits c of the blocks `first` to `last` to their requests r.
-PAID_BY_BLOCKS: LiteralString = (
+_TO_REQUESTS: LiteralString = (
     """
-FROM app.chain_credits c
 CROSS JOIN LATERAL (
   SELECT r.* FROM app.payment_requests r
   WHERE r.chain = c.chain AND r.network = c.network AND lower(r.address_canonical) = c.address"""
     + _BELONGS
-    + """AS r
+    + "AS r"
+)
+
+# From the credits c of the blocks `first` to `last` to their requests r.
+PAID_BY_BLOCKS: LiteralString = (
+    """
+FROM app.chain_credits c"""
+    + _TO_REQUESTS
+    + """
 WHERE c.chain = %(chain)s AND c.network = %(network)s AND c.height BETWEEN %(first)s AND %(last)s"""
+)
+
+# From credits c that are not stored (`ledger.credit_columns`) to their requests r; `c.position` begins at 1.
+PAID_BY_CREDITS: LiteralString = (
+    """
+FROM (
+  SELECT %(chain)s::text AS chain, %(network)s::text AS network, u.*
+  FROM unnest(%(heights)s::bigint[], %(hashes)s::text[], %(times)s::timestamptz[], %(refs)s::text[],
+              %(transactions)s::text[], %(addresses)s::text[], %(contracts)s::text[], %(amounts)s::numeric[])
+    WITH ORDINALITY AS u(height, block_hash, block_time, evidence_ref, tx_hash, address, token_contract, amount_minor,
+                         position)) AS c"""
+    + _TO_REQUESTS
+    + "\nWHERE true"
 )
 
 # From the requests r with these `ids`, still leased with these `epochs`, to their credits c in the whole tail.

@@ -175,8 +175,9 @@ def _entries(
                 proofs=_json(_proof_as_json(outcome.proof)) if outcome.proof else None,
             )  # fmt: skip
         for late in outcome.late:
+            reason = Reason.LATE if outcome.status == Status.EXPIRED else Reason.AGAIN
             add(
-                claim, outcome.status, Reason.LATE, refs=late.evidence_ref, amounts=str(late.amount_minor),
+                claim, outcome.status, reason, refs=late.evidence_ref, amounts=str(late.amount_minor),
                 depths=outcome.confirmations, evidences=_json([_as_json(late)]),
             )  # fmt: skip
     return columns
@@ -213,7 +214,7 @@ def _proof_as_json(proof: Orphaning) -> dict[str, Any]:
 
 # `locked` locks the whole batch in id order, reads the newest version of each row, and says which part of the
 # fence holds. The UPDATE repeats the fence on the row itself: that is what counts. While nobody could say whose money
-# it was, none was settled: once such a row is put right, the tail is read again for it.
+# it was, none was settled: once such a row is put right, the tail, or a span, is read again for it.
 _PERSIST: LiteralString = (
     """
 WITH locked AS MATERIALIZED (
@@ -239,8 +240,13 @@ WITH locked AS MATERIALIZED (
         ELSE make_interval(secs => least(3600, 15 * 2 ^ least(r.reconcile_failures, 12))) END,
       reconcile_due_height = l.look_height,
       reconcile_admitted_height = CASE
-        WHEN l.error IN ('ambiguous_address', 'chain_id_mismatch', 'token_contract_missing') THEN NULL
+        WHEN l.error IN ('ambiguous_address', 'chain_id_mismatch', 'token_contract_missing', 'token_contract_invalid',
+                         'address_invalid') THEN NULL
         ELSE r.reconcile_admitted_height END,
+      reconcile_span_height = CASE
+        WHEN l.error IN ('ambiguous_address', 'chain_id_mismatch', 'token_contract_missing')
+          OR l.status IN ('confirmed', 'expired') THEN NULL
+        ELSE r.reconcile_span_height END,
       reconcile_failures = CASE WHEN l.error IS NULL THEN 0 ELSE r.reconcile_failures + 1 END,
       reconcile_crashes = 0,
       reconcile_error = l.error,
@@ -280,9 +286,10 @@ FROM unnest(%(of)s::text[], %(froms)s::text[], %(tos)s::text[], %(reasons)s::tex
             %(proofs)s::jsonb[], %(grants)s::bigint[])
   WITH ORDINALITY AS e(id, from_status, to_status, reason, evidence_ref, amount_minor, expected_amount_minor,
                        confirmations, evidence, proof, epoch, position)
-WHERE e.reason <> 'payment_reorged_after_finality' OR NOT EXISTS (
+WHERE e.reason NOT IN ('payment_reorged_after_finality', 'payment_again') OR NOT EXISTS (
   SELECT FROM app.payment_request_transitions t
-  WHERE t.payment_request_id = e.id AND t.reason = e.reason AND t.proof = e.proof
+  WHERE t.payment_request_id = e.id AND t.reason = e.reason
+    AND (t.proof = e.proof OR t.evidence_ref = e.evidence_ref)
   OFFSET 0)
 ORDER BY e.position
 ON CONFLICT (payment_request_id, evidence_ref) WHERE reason = 'payment_late' DO NOTHING
@@ -305,7 +312,7 @@ WHERE r.id = m.id AND"""
 _TOUCH_REACHED: LiteralString = (
     """
 WITH cursor AS (
-  SELECT CASE %(against)s WHEN 'safe' THEN safe_height WHEN 'finalized' THEN finalized_height
+  SELECT CASE %(against)s WHEN 'safe' THEN safe_height WHEN 'finalized' THEN finalized_tag_height
          ELSE next_height - 1 END AS height
   FROM app.chain_cursors WHERE chain = %(chain)s AND network = %(network)s
 ), reached AS MATERIALIZED (

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
-from typing import LiteralString
+from typing import Any, LiteralString
 
-from reconsup.payments.decision import ChainView, Facts
+from reconsup.payments.decision import ChainView, Counted, Facts
 from reconsup.payments.request import Network
 from reconsup.payments.settlement import Orphaning, Settlement
 from reconsup.store.database import Database, Row
@@ -73,7 +73,7 @@ def _chain_view(row: Row) -> ChainView:
         block_seconds=BLOCK_SECONDS_UNKNOWN if row.block_seconds is None else max(0.0, row.block_seconds),
         expiry_time=row.expiry_time,
         safe_height=row.safe_height,
-        finalized_height=row.finalized_height,
+        finalized_height=row.finalized_tag_height,
     )
 
 
@@ -84,10 +84,20 @@ def _facts(first: Row, settled: list[Row]) -> Facts:
         shares_address=first.shares_address,
         was_confirmed=first.was_confirmed,
         confirmed_age_seconds=first.confirmed_age_seconds,
-        expired_transactions=frozenset(
-            entry["ref"].partition(":")[0] for entry in first.expired_evidence or () if entry["canonical"]
-        ),
+        counted=_counted(first.counted),
     )
+
+
+def _counted(evidence: list[dict[str, Any]] | None) -> Counted | None:
+    """What the entry counted by which a request came to its status; None where there is none."""
+    if evidence is None:
+        return None
+    amounts: dict[str, int] = {}
+    for each in evidence:
+        if each["canonical"]:
+            transaction = each["ref"].partition(":")[0]
+            amounts[transaction] = amounts.get(transaction, 0) + int(each["amount_minor"])
+    return Counted(amounts, frozenset((each["ref"], each["block_hash"]) for each in evidence if not each["canonical"]))
 
 
 def _settlement(row: Row) -> Settlement:
@@ -125,7 +135,8 @@ def _is_disowned(row: Row) -> bool:
 # anew, or lost, it must be seen again first. LATERAL and OFFSET 0 as in matching: joined, all settlements were read.
 _VIEW: LiteralString = """
 WITH cursor AS MATERIALIZED (
-  SELECT k.chain_id, k.next_height - 1 AS scanned_height, k.tail_start, k.tip_time, k.safe_height, k.finalized_height,
+  SELECT k.chain_id, k.next_height - 1 AS scanned_height, k.tail_start, k.tip_time, k.safe_height,
+         k.finalized_tag_height,
          extract(epoch FROM now() - k.tip_time)::float8 AS tip_age_seconds,
          (SELECT b.block_time FROM app.chain_blocks b
           WHERE b.chain = k.chain AND b.network = k.network
@@ -139,7 +150,7 @@ WITH cursor AS MATERIALIZED (
   WHERE k.chain = %(chain)s AND k.network = %(network)s AND k.tip_time IS NOT NULL
 )
 SELECT r.id, k.chain_id AS cursor_chain_id, k.scanned_height, k.tip_time, k.tip_age_seconds, k.block_seconds,
-       k.expiry_time, k.safe_height, k.finalized_height,
+       k.expiry_time, k.safe_height, k.finalized_tag_height,
        EXISTS (
          SELECT FROM app.payment_requests o
          WHERE o.chain = r.chain AND o.network = r.network AND o.chain_id IS NOT DISTINCT FROM r.chain_id
@@ -155,10 +166,10 @@ SELECT r.id, k.chain_id AS cursor_chain_id, k.scanned_height, k.tip_time, k.tip_
          SELECT extract(epoch FROM now() - max(t.created_at))::float8 FROM app.payment_request_transitions t
          WHERE t.payment_request_id = r.id AND t.to_status = 'confirmed' AND t.from_status <> 'confirmed'
        ) END AS confirmed_age_seconds,
-       CASE WHEN r.status = 'expired' THEN (
+       CASE WHEN r.status IN ('detected', 'confirmed', 'expired') THEN (
          SELECT t.evidence FROM app.payment_request_transitions t
-         WHERE t.payment_request_id = r.id AND t.to_status = 'expired' AND t.from_status <> 'expired'
-         ORDER BY t.id DESC LIMIT 1) END AS expired_evidence,
+         WHERE t.payment_request_id = r.id AND t.to_status = r.status AND t.from_status <> r.status
+         ORDER BY t.id DESC LIMIT 1) END AS counted,
        s.evidence_ref, s.amount_minor, s.block_height, s.block_hash, s.is_canonical,
        s.metadata ->> 'first_block_time' AS first_block_time, s.metadata -> 'reorg' AS reorg
 FROM unnest(%(ids)s::text[]) AS wanted(id)

@@ -2,17 +2,24 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from datetime import datetime
 
 from reconsup import logs
 from reconsup.monitor import metrics
 from reconsup.payments.decision import Decision
 from reconsup.payments.request import Reason, Status
+from reconsup.store.joining import is_too_old
 from reconsup.store.leases import Batch, Claim
 from reconsup.store.persist import Failure, Persisted
 
 Outcomes = dict[str, Decision | Failure]
 
-ALARMS = (Reason.LATE, Reason.REORGED_AFTER_FINALITY)
+ALARMS = {
+    Reason.LATE: "it came after the request had expired: give it back, or serve the customer all the same",
+    Reason.AGAIN: "the request was confirmed without it: give it back, or credit it",
+    Reason.REORGED_AFTER_FINALITY: "the chain took back money that had long been counted on: the request stays "
+    "confirmed, decide yourself",
+}
 
 log = logs.get_logger()
 
@@ -66,6 +73,18 @@ def tell_refused(refused: Mapping[str, str], todo: str) -> None:
         log.error("row_refused", request_id=id_, error=words, todo=todo)
 
 
+def tell_too_old(batch: Batch, tip_time: datetime) -> None:
+    """An alarm for each request whose past is not read, because it would be too much."""
+    for claim in batch.claims:
+        if not claim.request.admitted and is_too_old(claim.request, tip_time):
+            log.warning(
+                "request_too_old",
+                request_id=claim.request.id,
+                created_at=claim.request.created_at.isoformat(),
+                todo="its past on chain is not read and it never expires: put created_at right, or set its status",
+            )
+
+
 def _tell_transition(
     bound: logs.Logger, claim: Claim, decision: Decision, entries: tuple[tuple[Reason, str | None], ...]
 ) -> None:
@@ -81,4 +100,5 @@ def _tell_transition(
             confirmations=decision.confirmations,
             amount_minor=str(late_minor[evidence_ref] if evidence_ref else decision.amount_minor),
             **({"evidence_ref": evidence_ref} if evidence_ref else {}),
+            **({"todo": ALARMS[reason]} if reason in ALARMS else {}),
         )

@@ -1,4 +1,4 @@
-"""The body of a forked worker: one event loop, one reconciler, one scanner a network, and the drain.
+"""The body of a forked worker: one event loop, a reconciler, a scanner and a reader of spans a network, and the drain.
 
 Everything that owns a descriptor is born here, after the fork. At TERM (or when the supervisor is gone) the loops
 finish what they have in hand, then every lease of this incarnation is given back, and the process exits 0. What it
@@ -15,6 +15,7 @@ import uvloop
 
 from reconsup import logs
 from reconsup.chain.evm import EvmChain
+from reconsup.chain.nodes import Nodes
 from reconsup.chain.rpc import Endpoint
 from reconsup.fleet.posix import Seat, WorkerState
 from reconsup.monitor import metrics
@@ -28,6 +29,7 @@ from reconsup.store.persist import Against
 from reconsup.worker.pause import Pauses
 from reconsup.worker.reconciler import PROBE_SECONDS, Duty, Reconciler
 from reconsup.worker.scanner import Scanner, Watch
+from reconsup.worker.spans import Reading, SpanReader
 
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 69
@@ -50,6 +52,7 @@ class _Worker:
         self._pauses = Pauses()
         self._log = structlog.get_logger()
         self._networks = [Network(ETHEREUM, name) for name in settings.networks]
+        self._nodes: dict[Network, Nodes] = {}
 
     async def run(self) -> int:
         """The whole life of the worker."""
@@ -141,16 +144,12 @@ class _Worker:
             group.create_task(reconciler.run(), name="reconciler")
             for network, scanner in scanners.items():
                 group.create_task(scanner.run(), name=f"scanner-{network}")
+                reader = await self._span_reader(stack, network, scanner)
+                group.create_task(reader.run(), name=f"spans-{network}")
             group.create_task(self._pauses.stopping.wait(), name="drain")
 
     async def _scanner(self, stack: AsyncExitStack, network: Network) -> Scanner:
-        endpoint = Endpoint(
-            network.name,
-            self._settings.rpc_urls[network.name],
-            self._settings.rpc_timeout_seconds,
-            on_call=_count_rpc_call,
-        )
-        await stack.enter_async_context(endpoint)
+        self._nodes[network] = await self._all_nodes(stack, network)
         return Scanner(
             Watch(
                 network=network,
@@ -161,10 +160,32 @@ class _Worker:
                 due_against=_due_against(self._settings, network),
             ),
             await stack.enter_async_context(self._database()),
-            EvmChain(endpoint),
+            self._nodes[network],
             self._cell,
             self._seat.bell,
             self._pauses.pause(),
+        )
+
+    async def _span_reader(self, stack: AsyncExitStack, network: Network, scanner: Scanner) -> SpanReader:
+        return SpanReader(
+            Reading(network, self._seat.owner, self._settings.lease_seconds, self._settings.poll_interval_seconds),
+            await stack.enter_async_context(self._database()),
+            self._nodes[network],
+            self._seat.bell,
+            self._pauses.pause(),
+            is_served=lambda: scanner.is_served,
+        )
+
+    async def _all_nodes(self, stack: AsyncExitStack, network: Network) -> Nodes:
+        """The network's endpoints, one for each of its URLs."""
+        chains = []
+        for url in self._settings.rpc_urls[network.name]:
+            endpoint = Endpoint(network.name, url, self._settings.rpc_timeout_seconds, on_call=_count_rpc_call)
+            chains.append(evm_chain(await stack.enter_async_context(endpoint), self._settings))
+        return Nodes(
+            chains,
+            quorum=self._settings.quorum(network.name),
+            proves=self._settings.proves_blocks(network.name),
         )
 
     def _duty(self) -> Duty:
@@ -193,6 +214,15 @@ class _Worker:
         metrics.LEASES_RELEASED.inc(released.requests + released.scans, "clean")
         self._seat.bell.ring()
         return EXIT_OK
+
+
+def evm_chain(endpoint: Endpoint, settings: Settings) -> EvmChain:
+    """The chain behind an endpoint, read as the operator wants it for its network."""
+    return EvmChain(
+        endpoint,
+        proves=settings.proves_blocks(endpoint.network),
+        native_logs_from=settings.native_logs_from.get(endpoint.network),
+    )
 
 
 def policy(settings: Settings, network: Network) -> Policy:

@@ -243,6 +243,8 @@ class Reconciler:
         batch = await self._admit(database, batch)
         seen = await self._view(database, batch, policy)
         outcomes = {} if seen is None else self._decide(batch, seen, policy)
+        if seen is not None:
+            journal.tell_too_old(batch, seen.chain.tip_time)
         if any(_expires(claim, outcomes) for claim in batch.claims):
             outcomes = await self._look_before_expiry(database, batch, outcomes, policy)
         held = batch

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import structlog
 
 from reconsup.chain.block import Block, Fork, Header, NoFork
-from reconsup.chain.errors import ChainInconsistent, ChainUnavailable
+from reconsup.chain.errors import Behind, ChainInconsistent, ChainUnavailable, EndpointsDisagree, Undecided, WrongChain
 from reconsup.chain.evm import ChainIdentity, EvmChain, Head
+from reconsup.chain.nodes import Nodes
 from reconsup.fleet.posix import Bell, Cell
 from reconsup.monitor import metrics
 from reconsup.payments.request import Network
@@ -45,18 +46,22 @@ class Watch:
     due_against: Against
 
 
+class _LeaseLostError(Exception):
+    """The scan lease went to somebody else in the midst of a walk."""
+
+
 class Scanner:
     """One network's loop in one process. `is_served` is True once the endpoint showed the very chain of the cursor."""
 
-    def __init__(self, watch: Watch, database: Database, chain: EvmChain, cell: Cell, bell: Bell, pause: Pause) -> None:
+    def __init__(self, watch: Watch, database: Database, nodes: Nodes, cell: Cell, bell: Bell, pause: Pause) -> None:
         self._watch = watch
         self._database = database
-        self._chain = chain
+        self._nodes = nodes
+        self._chain: EvmChain  # the one that this step speaks to
         self._cell = cell
         self._bell = bell
         self._pause = pause
         self._log = structlog.get_logger().bind(network=watch.network.name)
-        self._identity: ChainIdentity | None = None
         self._is_same: bool | None = None
         self._cursor: Cursor | None = None
         self._progress_at = 0.0
@@ -85,9 +90,11 @@ class Scanner:
         """A step, and what can go wrong in it; how many seconds to wait before the next one."""
         self._is_queuing = False
         try:
-            seconds = await self.step()
+            seconds = await self._nodes.ask(self.step)
         except (ChainUnavailable, ChainInconsistent, StoreUnavailable, StoreRejected) as error:
             seconds = self._failed(error)
+            if isinstance(error, WrongChain) and self._nodes.is_wrong:
+                seconds = await self._stop_serving(error)
         else:
             if self._failures:
                 self._log.info("scan_back", failures=self._failures)
@@ -98,33 +105,30 @@ class Scanner:
             seconds = max(seconds, self._watch.poll_interval_seconds)
         return seconds
 
-    async def step(self) -> float:
-        """Do the next thing; how many seconds to wait before the one after it."""
-        identity = self._identity or await self._identify()
+    async def step(self, chain: EvmChain) -> float:
+        """Do the next thing, on this endpoint's word alone; how many seconds to wait before the one after it."""
+        self._chain = chain
         if self._cursor is None:
-            self._cursor = await self._take(identity)
+            self._cursor = await self._take()
         if self._cursor is None:
             return self._idle_seconds
         if self._cursor.stop_reason is not None:
             return await self._try_to_start_again(self._cursor)
         return await self._follow(self._cursor, await self._chain.head())
 
-    async def _identify(self) -> ChainIdentity:
-        """Ask the endpoint who it is: at the start, after a failure, and before anything is taken back on its word."""
-        self._identity = None
-        identity = self._identity = await self._chain.identity()
-        if self._cursor is not None and not self._is_same_chain(self._cursor, identity):
-            await self._stand_back()
-        return identity
-
-    async def _take(self, identity: ChainIdentity) -> Cursor | None:
+    async def _take(self) -> Cursor | None:
         """The scan lease, if it is free and this endpoint shows the cursor's own chain; the cursor is born here."""
         seen = await cursors.read(self._database, self._watch.network)
         if seen is None:
-            await self._bear(identity)
+            await self._bear(await self._nodes.identity())
             seen = await cursors.read(self._database, self._watch.network)
-        if seen is None or not self._is_same_chain(seen, identity):
+        if seen is None:
             return None
+        self._nodes.pin(ChainIdentity(seen.chain_id, seen.genesis_hash))
+        await self._nodes.meet(self._chain)
+        if not self._is_same:
+            self._is_same = True
+            self._bell.ring()  # its requests may be looked at now
         taken = await cursors.take(
             self._database, self._watch.network, owner=self._watch.owner, lease_seconds=self._watch.lease_seconds
         )
@@ -142,43 +146,46 @@ class Scanner:
             parent = await self._chain.header_at(first_height - 1)
             if parent is None:
                 raise ChainUnavailable(f"{self._watch.network}: block {first_height - 1} is not there yet")
-        await cursors.birth(
+            await self._nodes.agree_on_blocks(self._chain, [parent], _nothing_stored)
+        is_ours = await cursors.birth(
             self._database,
             self._watch.network,
             chain_id=identity.chain_id,
             genesis_hash=identity.genesis_hash,
             parent=parent,
         )
-        self._log.info("cursor_born", first_height=first_height, chain_id=identity.chain_id)
+        if is_ours:
+            self._log.info("cursor_born", first_height=first_height, chain_id=identity.chain_id)
 
-    def _is_same_chain(self, seen: Cursor, identity: ChainIdentity) -> bool:
-        was_same = self._is_same
-        self._is_same = (seen.chain_id, seen.genesis_hash) == (identity.chain_id, identity.genesis_hash)
-        if not self._is_same:
-            self._identity = None  # ask again: the endpoint may be put right while we run
-        if self._is_same and not was_same:
-            self._bell.ring()  # its requests may be looked at now
-        elif not self._is_same and was_same is not False:
+    async def _stop_serving(self, error: WrongChain) -> float:
+        """Every endpoint shows another chain: until one is put right nothing is decided here."""
+        expected, was_same, self._is_same = self._nodes.pinned, self._is_same, False
+        if was_same is not False and expected is not None:
             self._log.error(
                 "wrong_chain",
-                endpoint=self._chain.endpoint.name,
-                chain_id=identity.chain_id,
-                expected_chain_id=seen.chain_id,
-                genesis_hash=identity.genesis_hash,
-                expected_genesis_hash=seen.genesis_hash,
+                error=str(error),
+                chain_id=error.chain_id,
+                expected_chain_id=expected.chain_id,
+                genesis_hash=error.genesis_hash,
+                expected_genesis_hash=expected.genesis_hash,
                 todo="this network's endpoint shows another chain than the database was read from; correct "
                 "PAYMENT_REQUEST_EVM_RPC_URLS_JSON. Until then this process does not serve the network",
             )
-        return self._is_same
+        await self._stand_back()
+        return self._idle_seconds
 
     async def _follow(self, cursor: Cursor, head: Head) -> float:
         """Bring the cursor closer to the head."""
         latest = head.latest
+        self._nodes.saw(self._chain, latest)
         tags = Tags(latest.height, head.safe, head.finalized)
         if latest.block_hash == cursor.tip_hash:
+            await self._nodes.compare_heads(self._chain, latest)
             await self._keep(cursor, tags)
             return self._idle_seconds
         if latest.height < cursor.scanned_height:
+            if self._nodes.has_another(self._chain):
+                raise Behind(self._chain.endpoint.says(f"is behind: its head is block {latest.height}"))
             self._log.info("endpoint_behind", head=latest.height, scanned=cursor.scanned_height)
             return self._idle_seconds
         if latest.height == cursor.scanned_height:
@@ -187,7 +194,9 @@ class Scanner:
         blocks = await self._chain.blocks(cursor.next_height, last)
         if blocks[0].parent_hash != cursor.tip_hash:
             return await self._walk_back(cursor, await self._near_head(cursor, latest))
-        return await self._commit(cursor, blocks, tags)
+        headers = [block.header for block in blocks]
+        await self._nodes.agree_on_blocks(self._chain, headers, lambda: cursors.stored_hashes(self._database, cursor))
+        return await self._commit(cursor, await self._nodes.vouched(self._chain, blocks), tags)
 
     async def _commit(self, cursor: Cursor, blocks: Sequence[Block], tags: Tags) -> float:
         """Store blocks that hang on our tip; at once more if the head is farther."""
@@ -208,6 +217,13 @@ class Scanner:
         metrics.BLOCKS_SCANNED.inc(len(blocks), self._watch.network.name)
         if done.refused:
             await self._tell_refused(done.refused)
+        if cursor.is_proven and not done.cursor.is_proven:
+            self._log.warning(
+                "network_unproven",
+                height=done.cursor.unproven_height,
+                todo="`reconsup check` says why. A block that cannot be proven is believed as its endpoint tells it: a "
+                "log that it left out would not be noticed",
+            )
         if done.touched or cursor.tip_time is None:  # the first block of all makes requests claimable
             self._bell.ring()
         self._log.info(
@@ -265,16 +281,21 @@ class Scanner:
 
         Not farther than to what is final: where the two have nothing in common above, the network stops.
         """
-        await self._identify()
-        if self._cursor is None:
-            return self._idle_seconds
+        await self._nodes.meet(self._chain, anew=True)  # before anything is taken back on its word
         stored = await cursors.stored_hashes(self._database, cursor)
         final = -1 if cursor.finalized_height is None else cursor.finalized_height
-        fork = await self._chain.find_fork({at: hash_ for at, hash_ in stored.items() if at >= final}, head)
+        above_final = {at: hash_ for at, hash_ in stored.items() if at >= final}
+        try:
+            fork = await self._chain.find_fork(above_final, head, lambda: self._headway(cursor))
+        except _LeaseLostError:
+            return await self._lost()
         if fork is NoFork.BELOW_TAIL:
+            lowest = min(at for at in stored if at >= final)
+            await self._nodes.agree_on_fork(self._chain, lowest, stored[lowest], "another one")
             return await self._stop(cursor, f"reorg below what is final (block {final})")
         if not isinstance(fork, Fork) or not fork.orphaned:
             return RETRY_SECONDS_MIN  # nothing is proven: these answers are not of one chain, or our tip is on it
+        await self._nodes.agree_on_fork(self._chain, *fork.orphaned[0])
         done = await ledger.roll_back(self._database, cursor, fork, lease_seconds=self._watch.lease_seconds)
         if done is None:
             return await self._lost()
@@ -290,6 +311,16 @@ class Scanner:
         self._bell.ring()
         return 0.0
 
+    async def _headway(self, cursor: Cursor) -> None:
+        """A walk back goes on along linked headers. That is progress: it must not lose the lease half way."""
+        self._cell.beat(time.monotonic())
+        self._progress_at = time.monotonic()
+        if self._progress_at < self._renewed_at + self._watch.lease_seconds / 3:
+            return
+        if not await cursors.renew(self._database, cursor, lease_seconds=self._watch.lease_seconds):
+            raise _LeaseLostError
+        self._renewed_at = self._progress_at
+
     async def _stop(self, cursor: Cursor, reason: str) -> float:
         if not await cursors.stop(self._database, cursor, reason):
             return await self._lost()
@@ -297,12 +328,16 @@ class Scanner:
         self._log.error(
             "network_stopped",
             reason=reason,
-            todo="nothing of this network is written until the endpoint shows the stored chain again",
+            todo="nothing of this network is written until its endpoints show the stored chain again. If they are "
+            f"right and that chain is gone: reconsup chain {self._watch.network} resume",
         )
         return self._idle_seconds
 
     async def _try_to_start_again(self, cursor: Cursor) -> float:
-        """A stopped network goes on when the endpoint shows the stored tip again."""
+        """A stopped network goes on when the endpoint shows the stored tip again, or when somebody resumed it."""
+        seen = await cursors.read(self._database, cursor.network)
+        if seen is None or seen.epoch != cursor.epoch:
+            return await self._lost()
         tip = await self._chain.header_at(cursor.scanned_height)
         if tip is None or tip.block_hash != cursor.tip_hash:
             return self._idle_seconds
@@ -334,16 +369,19 @@ class Scanner:
                 todo="PostgreSQL refuses what these blocks bring: a settlement, the proof of a reorg, or the touch of "
                 "a request that is at work: put it right. Until then no block of this network is stored",
             )
+        elif isinstance(error, EndpointsDisagree):
+            metrics.RPC_DISAGREEMENTS.inc(1, self._watch.network.name)
         elif self._failures == 1 or isinstance(error, ChainInconsistent):
             self._log.warning("scan_failed", error=str(error), kind=type(error).__name__)
         self._range_blocks = max(1, self._range_blocks // 2)
         if isinstance(error, StoreUnavailable):
             self._cursor = None  # what was sent may have been written: begin from what the database says
             return STORE_RETRY_SECONDS
+        if self._nodes.has_usable and not isinstance(error, StoreRejected | Undecided):
+            return 0.0  # another endpoint is there
         seconds: float = RETRY_SECONDS_MIN * 2 ** min(self._failures - 1, 10)
         if not isinstance(error, ChainUnavailable):
             return min(seconds, self._idle_seconds)
-        self._identity = None  # who answers next may be another
         return max(min(seconds, self._idle_seconds), error.retry_after_seconds or 0.0)
 
     async def _stand_back(self) -> None:
@@ -360,3 +398,7 @@ class Scanner:
     def _idle_seconds(self) -> float:
         """The poll interval, but never so long that the scan lease would end in between."""
         return min(self._watch.poll_interval_seconds, self._watch.lease_seconds / 3)
+
+
+async def _nothing_stored() -> Mapping[int, str]:
+    return {}

@@ -26,6 +26,7 @@ PARTS = {
     "latency": "block mined → status committed, polling every second and as often as is sensible",
     "commits": "the commit of a busy block at 1 k and 1 M open requests",
     "writes": "statements, WAL and row versions per processed request",
+    "proof": "parse, decode and prove a block of 200 transactions and 500 logs",
     "takeover": "kill -9 of a worker that holds leases, 200 times",
     "rivals": "the queue libraries that Python users would take",
 }

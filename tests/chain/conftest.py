@@ -41,9 +41,11 @@ def meter() -> Meter:
     return Meter()
 
 
-def endpoint(url: str, meter: Meter | None = None, timeout_seconds: float = TIMEOUT_SECONDS) -> Endpoint:
-    """An endpoint of network "local"; use it as `async with`."""
-    return Endpoint("local", [url], timeout_seconds, meter or Meter())
+def endpoint(
+    url: str, meter: Meter | None = None, timeout_seconds: float = TIMEOUT_SECONDS, network: str = "local"
+) -> Endpoint:
+    """An endpoint, of network "local" unless another is named; use it as `async with`."""
+    return Endpoint(network, url, timeout_seconds, meter or Meter())
 
 
 def call(url: str, meter: Meter | None = None, timeout_seconds: float = 5.0) -> Any:

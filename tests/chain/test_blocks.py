@@ -54,7 +54,7 @@ def test_the_credits_of_a_real_block(anvil: Anvil) -> None:
         )
         assert (block.block_hash, block.parent_hash) == (raw["hash"], raw["parentHash"])
         assert int(block.time.timestamp()) == int(raw["timestamp"], 16)
-        assert block.proven is False
+        assert block.proven is True
 
     on_bench(anvil, story)
 

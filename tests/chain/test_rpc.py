@@ -12,7 +12,7 @@ import pytest
 
 from reconsup.chain import rpc
 from reconsup.chain.errors import AnswerTooLarge, AnswerTooSlow, ChainInconsistent, ChainUnavailable, Throttled
-from reconsup.chain.rpc import Endpoint, Refusal
+from reconsup.chain.rpc import Refusal
 from reconsup.demo.anvil import Anvil
 from tests.chain.conftest import Meter, call, endpoint
 from tests.support.proxy import Answers, Proxy, Reply, refuse
@@ -322,11 +322,3 @@ def test_a_server_that_speaks_no_http() -> None:
         with pytest.raises(ChainUnavailable):
             call(f"http://127.0.0.1:{server.getsockname()[1]}")
         thread.join()
-
-
-def test_of_several_urls_the_first_is_used(anvil: Anvil) -> None:
-    async def run() -> Any:
-        async with Endpoint("local", [anvil.url, "http://127.0.0.1:1"], 5) as node:
-            return await node.call(CHAIN_ID)
-
-    assert asyncio.run(run()) == "0x7a69"

@@ -1,9 +1,23 @@
 """All mutants by name."""
 
-from tests.guards.of_chain import OF_CHAIN, WHOSE_MONEY
-from tests.guards.of_leases import OF_LEASES
+from functools import reduce
+from operator import or_
 
-MUTANTS = OF_LEASES | OF_CHAIN
+from tests.guards.of_chain import OF_CHAIN, WHOSE_MONEY
+from tests.guards.of_endpoints import OF_ENDPOINTS
+from tests.guards.of_final import OF_FINAL
+from tests.guards.of_leases import OF_LEASES
+from tests.guards.of_proof import OF_PROOF
+from tests.guards.of_spans import ALWAYS, OF_SPANS
+
+TABLES = (OF_LEASES, OF_CHAIN, OF_FINAL, OF_PROOF, OF_ENDPOINTS, OF_SPANS)
+MUTANTS = reduce(or_, TABLES)
 
 # Not in `make test`: what has nothing to do with leases and fences, and what takes seconds to fail.
-LONG = {*WHOSE_MONEY, "transaction without an idle time-out"}
+LONG = {
+    *WHOSE_MONEY,
+    *OF_PROOF,
+    *OF_ENDPOINTS,
+    *(OF_SPANS.keys() - ALWAYS),
+    "transaction without an idle time-out",
+}

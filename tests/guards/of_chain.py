@@ -26,13 +26,14 @@ INSERT = "        await transaction.send(_INSERT_BLOCKS"
 AFTER = "        after = replace(\n            cursor,\n            next_height=last"
 CURSOR_LOCK = ' FOR NO KEY UPDATE\n"""'
 LOCK = "        await transaction.send(_LOCK_CURSOR, parameters)\n"
+JOIN = "        joins = await joining.open_for(transaction, batch.network, owner=batch.owner, claims=claims)\n"
 ADMIT = "        admitted = await transaction.rows(_ADMIT, parameters)\n"
 SETTLE_TAIL = "        await transaction.send(_SETTLE_TAIL, parameters)\n"
 TOUCH = '        touched, refused = await _touch(transaction, span | {"against": due_against}, is_careful=is_careful)\n'
 SETTLE = "        settled = await transaction.rows(_SETTLE_BLOCKS, span)\n"
 TAIL = "        tail = await transaction.rows("
 PAID = '+ PAID_BY_BLOCKS\n    + """))\n'
-ORPHANED = '+ _ORPHANED\n    + """))\n'
+ORPHANED = '+ ORPHANED\n    + """))\n'
 BELONGS = "AND r.chain_id = "
 
 NO_GAP = {
@@ -58,7 +59,8 @@ NO_GAP = {
         ADMISSION,
         (
             Swap(
-                LOCK + ADMIT + SETTLE_TAIL,
+                LOCK + JOIN + ADMIT + SETTLE_TAIL,
+                "        joins = None\n"
                 '        one = "WITH shared AS (" + _LOCK_CURSOR + "), admitted AS (" + _ADMIT + "), settled AS ("\n'
                 '        one += _SETTLE_TAIL + ") SELECT admitted.id FROM shared, admitted"\n'
                 "        admitted = await transaction.rows(one, parameters)\n",
@@ -125,7 +127,7 @@ NO_GAP = {
     ),
     "rollback without its touch": Mutant(
         LEDGER,
-        (Swap("touched = await transaction.rows(_TOUCH_ORPHANED, orphans)", "touched = []"),),
+        (Swap("touched = await transaction.rows(_TOUCH_ORPHANED, parameters)", "touched = []"),),
         f"{FENCE_TESTS}::test_a_row_that_a_rollback_touched_is_not_written_but_decided_again",
         "a request is confirmed by money that the chain has just taken back",
     ),
@@ -278,7 +280,7 @@ ORDERED = {
     ),
     "admission that locks requests before the cursor": Mutant(
         ADMISSION,
-        (Swap(LOCK + ADMIT, ADMIT + LOCK),),
+        (Swap(LOCK + JOIN + ADMIT, ADMIT + LOCK + JOIN),),
         f"{LEDGER_FENCE_TESTS}::test_admission_and_commit_do_not_deadlock[admission]",
         "scanner and workers wait for each other in a circle until PostgreSQL breaks it, a second each time",
     ),

@@ -107,6 +107,7 @@ def test_each_served_network_is_told_as_its_cursor_shows_it(database: Fresh) -> 
         scan_lease_owner="h-2#cd",
         scan_lease_until=now - timedelta(seconds=1),
         tip_time=now + timedelta(hours=1),
+        unproven_height=100,
     )
     insert_cursor(database, network="not-served")
 
@@ -116,7 +117,21 @@ def test_each_served_network_is_told_as_its_cursor_shows_it(database: Fresh) -> 
     assert local.lag_seconds is not None
     assert 40 <= local.lag_seconds < 100
     assert (other.stop_reason, other.holder, other.lag_seconds) == ("fork below finality", None, 0.0)
+    assert (local.proven, other.proven, unborn.proven) == (True, False, None)
     assert (unborn.network.name, unborn.head, unborn.scanned, unborn.lag_seconds) == ("unborn", None, None, None)
+
+
+def test_old_blocks_that_requests_wait_for_are_told_with_their_network(database: Fresh) -> None:
+    insert_cursor(database)
+    insert_cursor(database, network="other")
+    database.execute(
+        "INSERT INTO app.chain_spans (chain, network, from_height, to_height, next_height, next_hash)"
+        " VALUES ('ethereum', 'other', 10, 99, 49, '0x1')"
+    )
+
+    networks = read(database, LOCAL, OTHER, Network("ethereum", "unborn")).networks
+
+    assert [network.span_blocks_left for network in networks] == [0, 40, None]
 
 
 def test_serving_nothing_finds_nothing(database: Fresh) -> None:

@@ -173,12 +173,18 @@ def test_the_table_has_the_names_of_the_contract() -> None:
         "reconsup_chain_stopped": ("network",),
         "reconsup_chain_proven": ("network",),
         "reconsup_blocks_scanned_total": ("network",),
+        "reconsup_span_blocks_total": ("network",),
+        "reconsup_span_blocks_left": ("network",),
         "reconsup_reorgs_total": ("network",),
         "reconsup_rpc_requests_total": ("network", "method", "outcome"),
         "reconsup_rpc_seconds": ("network", "method"),
         "reconsup_build_info": ("version",),
     }
-    ours = {"reconsup_settlements_repaired_total": (), "reconsup_row_failures_total": ("reason",)}
+    ours = {
+        "reconsup_settlements_repaired_total": (),
+        "reconsup_row_failures_total": ("reason",),
+        "reconsup_rpc_disagreements_total": ("network",),
+    }
 
     assert {line.name: line.labels for line in metrics.TABLE} == contract | ours
     assert all(line.help and not line.help.endswith(".") for line in metrics.TABLE)

@@ -49,8 +49,10 @@ GONE = cell(
     last_cycle=None,
 )
 FLEET = Fleet(7, "running", "0.1.0", datetime(2026, 1, 2, tzinfo=UTC), (cell(0), GONE))
-LOCAL = NetworkState(Network("ethereum", "local"), 105, 100, 4.00049, "host-0#ab", None)
-STOPPED = NetworkState(Network("ethereum", "stopped"), 9, 8, 1.0, None, "fork below finality")
+LOCAL = NetworkState(
+    Network("ethereum", "local"), 105, 100, 4.00049, "host-0#ab", None, proven=True, span_blocks_left=7
+)
+STOPPED = NetworkState(Network("ethereum", "stopped"), 9, 8, 1.0, None, "fork below finality", proven=False)
 UNBORN = NetworkState(Network("ethereum", "unborn"))
 
 
@@ -104,9 +106,12 @@ def test_status_is_the_contract() -> None:
     assert told["networks"]["local"] == {
         "head": 105,
         "scanned": 100,
+        "span_blocks_left": 7,
         "lag_seconds": 4.0,
+        "at_head": False,
         "holder": "host-0#ab",
         "stop_reason": None,
+        "proven": True,
     }
     assert told["networks"]["unborn"]["scanned"] is None
 
@@ -150,5 +155,7 @@ def test_readings_are_lines_of_the_table_with_their_labels() -> None:
     assert found["reconsup_worker_restarts_total"] == {("1", "signal"): 2}
     assert found["reconsup_worker_ready_seconds"] == {(): 0.5}
     assert found["reconsup_chain_head"] == {("local",): 105, ("stopped",): 9}
+    assert found["reconsup_span_blocks_left"] == {("local",): 7}
     assert found["reconsup_chain_stopped"] == {("local",): 0, ("stopped",): 1, ("unborn",): 0}
+    assert found["reconsup_chain_proven"] == {("local",): 1, ("stopped",): 0}
     assert found["reconsup_row_errors"] == {("set_aside",): 1}

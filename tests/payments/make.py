@@ -29,6 +29,7 @@ def request(status: Status = Status.PENDING, expected: int | None = 100, **chang
         "id": "pr_1",
         "network": "local",
         "asset": "ETH",
+        "address": "0x" + "aB" * 20,
         "chain_id": CHAIN_ID,
         "token_standard": None,
         "token_contract": None,

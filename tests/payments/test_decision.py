@@ -318,6 +318,10 @@ def test_past_finality_nothing_is_noted_while_enough_is_left() -> None:
         ({"chain_id": None}, RowError.CHAIN_ID_MISMATCH),
         ({"token_standard": "ERC20"}, RowError.TOKEN_CONTRACT_MISSING),
         ({"expected": -1}, RowError.AMOUNT_NEGATIVE),
+        ({"address": "0x" + "ab" * 19}, RowError.ADDRESS_INVALID),
+        ({"address": "bc1" + "q" * 39}, RowError.ADDRESS_INVALID),
+        ({"address": "0x" + "ab" * 20 + "\n"}, RowError.ADDRESS_INVALID),
+        ({"token_standard": "ERC20", "token_contract": "USDT"}, RowError.TOKEN_CONTRACT_INVALID),
     ],
 )
 @pytest.mark.parametrize("status", list(Status))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reconsup.payments.decision import Decision
+from reconsup.payments.decision import Counted, Decision
 from reconsup.payments.request import Status
 from tests.payments.make import OVER, decided, lost, paid
 
@@ -45,9 +45,24 @@ def test_the_look_that_finds_it_expired_tells_of_what_came_too_late() -> None:
 
 
 @pytest.mark.parametrize("status", [PENDING, DETECTED, CONFIRMED, REORGED, FAILED])
-def test_late_money_is_told_of_by_expired_requests_only(status: Status) -> None:
-    """Seen to fail with that question taken out."""
+def test_late_money_is_told_of_by_requests_that_are_over_only(status: Status) -> None:
+    """Seen to fail with that question taken out. (Of one that another program confirmed nobody knows for what.)"""
     assert decided(status, paid(1, 9, at=1)).late == ()
+
+
+def test_the_decision_that_confirms_tells_of_what_came_too_late() -> None:
+    decision = decided(DETECTED, paid(100, 9), paid(7, 9, ref="0xa2"), paid(5, 1, at=1, ref="0xa3"))
+
+    assert (decision.status, decision.amount_minor, refs(decision)) == (CONFIRMED, 107, ["0xa3"])
+
+
+def test_money_that_came_after_the_confirmation_is_told_of_in_time_or_late() -> None:
+    """But not the payment it was confirmed by, also when it is there again under another log index."""
+    money = (paid(100, 9, ref="0xa1:7"), paid(100, 1, ref="0xa2:1"), paid(100, 1, at=1, ref="0xa3"))
+    gone = lost(9, ref="0xa4")
+    decision = decided(CONFIRMED, *money, gone, counted=Counted({"0xa1": 100}))
+
+    assert (decision.status, decision.reason, refs(decision)) == (CONFIRMED, None, ["0xa3", "0xa2:1"])
 
 
 def test_late_money_that_was_taken_back_is_not_told_of() -> None:
@@ -58,6 +73,6 @@ def test_late_money_that_was_taken_back_is_not_told_of() -> None:
 def test_money_in_time_that_the_expiry_did_not_know_is_told_of_as_late() -> None:
     """Seen to fail with money in time left out: a deep reorg brought it, and nobody would ever have heard of it."""
     known, unknown = paid(40, 9, ref="0xa1:7"), paid(60, 9, ref="0xa2:1")
-    decision = decided(EXPIRED, known, unknown, view=OVER, expired_transactions=frozenset({"0xa1"}))
+    decision = decided(EXPIRED, known, unknown, view=OVER, counted=Counted({"0xa1": 40}))
 
     assert refs(decision) == ["0xa2:1"]

@@ -12,7 +12,17 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconsup.payments.decision import AT_ONCE, WHEN_TOUCHED, ChainView, Decision, Facts, Policy, Tag, decide
+from reconsup.payments.decision import (
+    AT_ONCE,
+    WHEN_TOUCHED,
+    ChainView,
+    Counted,
+    Decision,
+    Facts,
+    Policy,
+    Tag,
+    decide,
+)
 from reconsup.payments.request import TRANSITIONS, PaymentRequest, Reason, Status
 from reconsup.payments.settlement import Settlement
 from tests.payments.make import MAX_AMOUNT, SCANNED, after_deadline, chain, lost, paid, request
@@ -34,7 +44,7 @@ MONEY = [
         )
     ),
 ]
-KNOWN = (frozenset[str](), frozenset({"0xa1"}), frozenset({"0xa1", "0xa2"}))
+COUNTED = (None, *range(16))  # no entry, or which of the settlements (bits) it counted
 REQUESTS = [
     request(status, expected, admitted=admitted)
     for status, expected, admitted in product(Status, (100, 100, 200, None, 0, MAX_AMOUNT), (True, True, True, False))
@@ -66,15 +76,28 @@ POLICIES = [
 ]
 
 
-def known_facts(settlements: list[Settlement], age_seconds: float | None, known: frozenset[str]) -> Facts:
-    """Each settlement under a log index of its own."""
-    return Facts(
-        settlements=tuple(
-            dataclasses.replace(each, evidence_ref=f"{each.evidence_ref}:{index}")
-            for index, each in enumerate(settlements)
-        ),
-        confirmed_age_seconds=age_seconds,
-        expired_transactions=known,
+def known_facts(settlements: list[Settlement], age_seconds: float | None, counted: int | None) -> Facts:
+    """Each settlement under a log index of its own; those that the status was not given for were gone by then."""
+    found = tuple(
+        dataclasses.replace(each, evidence_ref=f"{each.evidence_ref}:{index}") for index, each in enumerate(settlements)
+    )
+    then = None if counted is None else Counted(_amounts(found, counted), _gone(found, counted))
+    return Facts(settlements=found, confirmed_age_seconds=age_seconds, counted=then)
+
+
+def _amounts(settlements: Sequence[Settlement], counted: int) -> dict[str, int]:
+    amounts: dict[str, int] = {}
+    for index, each in enumerate(settlements):
+        if counted >> index & 1:
+            amounts[each.transaction] = amounts.get(each.transaction, 0) + each.amount_minor
+    return amounts
+
+
+def _gone(settlements: Sequence[Settlement], counted: int) -> frozenset[tuple[str, str]]:
+    return frozenset(
+        (each.evidence_ref, each.block_hash)
+        for index, each in enumerate(settlements)
+        if each.orphaning is not None and not counted >> index & 1
     )
 
 
@@ -82,7 +105,7 @@ facts = st.builds(
     known_facts,
     st.lists(st.sampled_from(MONEY), max_size=4),
     st.sampled_from([None, 86_400.0, 86_401.0]),
-    st.sampled_from(KNOWN),
+    st.sampled_from(COUNTED),
 )
 
 
@@ -110,6 +133,22 @@ class World:
 
     def orphaned(self) -> list[Settlement]:
         return [each for each in self.facts.settlements if each.orphaning is not None and self.is_in_time(each)]
+
+    def lost(self) -> list[Settlement]:
+        """What was taken back of the money that the status was given for."""
+        counted = self.facts.counted
+        if counted is None:
+            return self.orphaned()
+        there = {each.transaction: 0 for each in self.facts.settlements}
+        for each in self.canonical():
+            there[each.transaction] += each.amount_minor
+        return [
+            each
+            for each in self.orphaned()
+            if (each.evidence_ref, each.block_hash) not in counted.gone
+            and each.transaction in counted.amounts
+            and counted.amounts[each.transaction] > there[each.transaction]
+        ]
 
     def deep(self) -> list[Settlement]:
         by_tag = {"safe": self.view.safe_height, "finalized": self.view.finalized_height}
@@ -157,9 +196,18 @@ def reorged_only_with_a_proof_that_took_too_much(world: World, decision: Decisio
         world.canonical(), policy.detected_threshold_bps if was_detected else policy.confirmed_threshold_bps
     )
     assert decision.proof is not None
-    assert decision.proof.block_hash in {each.block_hash for each in world.orphaned()}
+    assert decision.proof.block_hash in {each.block_hash for each in world.lost()}
     if decision.reason == Reason.REORGED_AFTER_FINALITY:
         assert (world.facts.confirmed_age_seconds or 0) > policy.observe_window_seconds
+
+
+def a_loss_that_leaves_too_little_is_told(world: World, decision: Decision) -> None:
+    policy, status = world.policy, world.request.status
+    if status not in (Status.DETECTED, Status.CONFIRMED) or not world.lost():
+        return
+    threshold_bps = policy.detected_threshold_bps if status == Status.DETECTED else policy.confirmed_threshold_bps
+    if not world.reaches(world.canonical(), threshold_bps):
+        assert decision.reason in (Reason.REORGED, Reason.REORGED_AFTER_FINALITY)
 
 
 def expired_only_behind_the_barrier(world: World, decision: Decision) -> None:
@@ -181,7 +229,8 @@ def late_money_never_counts(world: World, decision: Decision) -> None:
 
     assert dataclasses.replace(decision, late=()) == dataclasses.replace(without, late=())
     assert all(each.orphaning is None for each in decision.late)
-    if decision.status == Status.EXPIRED:
+    is_known = world.request.status != Status.CONFIRMED or world.facts.counted is not None
+    if decision.status == Status.EXPIRED or (decision.status == Status.CONFIRMED and is_known):
         assert set(told) == {each for each in world.facts.settlements if not each.orphaning} - set(in_time)
     else:
         assert decision.late == ()
@@ -228,6 +277,7 @@ LAWS = (
     confirmed_only_with_enough_deep_money_in_time,
     detected_only_with_enough_money_in_time,
     reorged_only_with_a_proof_that_took_too_much,
+    a_loss_that_leaves_too_little_is_told,
     expired_only_behind_the_barrier,
     late_money_never_counts,
     deciding_again_comes_to_rest,

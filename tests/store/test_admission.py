@@ -61,7 +61,8 @@ def test_what_the_tail_holds_for_a_request_is_settled(emptied: Emptied) -> None:
             assert rows[hash_of("a")]["block_hash"] == first.block_hash
             assert rows[hash_of("b")]["confirmations"] == 2
             assert rows[hash_of("b")]["metadata"] == {"first_block_time": second.time.strftime("%Y-%m-%dT%H:%M:%SZ")}
-            assert request_of(emptied, id_) == before  # the holder's view comes after this: no touch
+            joined = before | {"reconcile_span_height": 100}  # it is older than the tail
+            assert request_of(emptied, id_) == joined  # the holder's view comes after this: no touch
             again = settlements_of(emptied, id_)
             await admission.admit(worker, batch)
             assert settlements_of(emptied, id_) == again  # what says so already is not written again

@@ -175,7 +175,7 @@ async def _keep(worker: Database, scanner: Database, cursor: Cursor, town: Town)
         ((left,),) = await waiter.fetch("SELECT count(*) FROM app.payment_requests WHERE reconcile_due_height = 1")
         return BUSY - int(left)
 
-    await worker.fetch("UPDATE app.chain_cursors SET finalized_height = 2")
+    await worker.fetch("UPDATE app.chain_cursors SET finalized_tag_height = 2")
     return act
 
 

@@ -99,6 +99,7 @@ def test_a_tag_counts_only_where_its_hash_is_ours(emptied: Emptied) -> None:
             lies = Tags(109, safe=foreign.blocks[7].header, finalized=foreign.blocks[5].header)
             cursor = (await committed(scanner, cursor, *chain.blocks[:9], tags=lies)).cursor
             assert (cursor.finalized_height, cursor_of(emptied)["safe_height"]) == (99, None)
+            assert cursor_of(emptied)["finalized_tag_height"] is None
             ahead = Tags(109, safe=chain.blocks[9].header, finalized=chain.blocks[5].header)
             cursor = (await committed(scanner, cursor, chain.blocks[9], tags=ahead)).cursor
             assert (cursor.finalized_height, cursor_of(emptied)["safe_height"]) == (105, 109)
@@ -106,6 +107,7 @@ def test_a_tag_counts_only_where_its_hash_is_ours(emptied: Emptied) -> None:
             kept = await cursors.keep(scanner, cursor, back, lease_seconds=30, due_against="scanned")
             assert kept is not None
             assert (kept.finalized_height, cursor_of(emptied)["safe_height"]) == (105, 108)  # final stays final
+            assert cursor_of(emptied)["finalized_tag_height"] == 105
 
     asyncio.run(story())
 

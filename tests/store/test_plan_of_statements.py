@@ -12,12 +12,13 @@ from datetime import timedelta
 
 import pytest
 
-from reconsup.chain.block import Header
+from reconsup.chain.block import Block, Header
 from reconsup.payments.request import Reason, Status
 from reconsup.payments.settlement import Orphaning
-from reconsup.store import admission, backlog, leases, refusals, view
+from reconsup.store import admission, backlog, leases, refusals, spans, view
 from reconsup.store import cursor as cursors
 from reconsup.store.persist import persist
+from reconsup.store.spans import Span
 from tests.support.bulk import FORGOTTEN, OF_ONE_ROW, STATISTICS, Bulk, Statistics, address_of
 from tests.support.ledgers import (
     NETWORK,
@@ -28,6 +29,7 @@ from tests.support.ledgers import (
     commit,
     decided,
     ether,
+    hash_of,
     ids_of,
     now,
     rolled_back,
@@ -64,10 +66,13 @@ BY_OWNER = "reconsup_lease_owner_idx"
 # By function. Pages: those of one statement; each row of a batch costs up to a hundred, because it is found by its
 # id once or twice, and an update that finds no room on its page writes to each index.
 EXPECTED: dict[str, Expected] = {
-    "admit": by(PKEY, MATCH, pages_max=30 * BATCH),
+    "admit": by(PKEY, MATCH, pages_max=50 * BATCH),  # all of them join a span
+    "read the span": by("reconsup_span_idx", pages_max=3 * FEW),
+    "step": by(PKEY, MATCH, pages_max=80 * BATCH),
+    "close": by(PKEY, "reconsup_span_idx", pages_max=80 * BATCH),
     "look again": by(PKEY, MATCH, pages_max=15 * BATCH),
     "view": by(PKEY, MATCH, pages_max=50 * BATCH),
-    "repair": by(pages_max=10 * FEW),
+    "repair": by(PKEY, pages_max=10 * FEW),
     "renew": by(PKEY, pages_max=80 * BATCH),
     "persist": by(PKEY, pages_max=80 * BATCH),
     "release": by(PKEY, BY_OWNER, pages_max=80 * BATCH),
@@ -146,12 +151,35 @@ async def rare_roads(planned: Planned) -> None:
     assert await planned.of("sweep", leases.sweep(planned, [NETWORK])) == FORGOTTEN
 
 
+async def road_down(planned: Planned) -> None:
+    """The span that the batch opened: a block that pays them all, one that is older than all, and its end."""
+
+    async def read() -> Span:
+        span = await planned.of("read the span", spans.read(planned, NETWORK, join_seconds=0))
+        assert span is not None
+        return span
+
+    assert await spans.take(planned, await read(), owner=OWNER, lease_seconds=30)
+    paid = tuple(ether(address_of(10 * number + 3), 1000, f"old {number}") for number in range(BATCH))
+    for credits_, time in ((paid, now()), ((), now() - timedelta(days=300))):
+        span = await read()
+        header = Header(span.next_height, span.next_hash, hash_of("below"), time)
+        work = spans.step(planned, span, [Block(header, credits_, proven=False)], lease_seconds=30)
+        done = await planned.of("step", work)
+        assert done is not None
+        assert done.settlements == done.touched == len(credits_)
+    closed = await planned.of("close", spans.close(planned, await read()))
+    assert closed is not None
+    assert (closed.admitted > 0, closed.is_over) == (True, True)
+
+
 def plans_of(bulk: Bulk, mode: Mode) -> dict[str, list[Plan]]:
     """The plans of everything in `EXPECTED`, by function."""
 
     async def story() -> list[Plan]:
         async with Planned(bulk, mode) as planned:
             await workers_road(planned)
+            await road_down(planned)
             await scanners_road(planned)
             await rare_roads(planned)
             return planned.plans

@@ -1,6 +1,7 @@
 """Settlements of ours that another program disowned: repaired where nothing proves it right."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from reconsup.payments.request import Network
 from reconsup.store import admission
 from tests.support.ledgers import (
+    OTHER,
     Chain,
     Emptied,
     born,
@@ -18,6 +20,7 @@ from tests.support.ledgers import (
     rolled_back,
     settlements_of,
     store,
+    with_epochs,
 )
 from tests.support.stepped import Stepped, until_done_or_blocked
 
@@ -119,7 +122,7 @@ def test_below_the_tail_a_proof_still_stands(emptied: Emptied) -> None:
 
 
 def test_a_repair_waits_for_a_rollback_under_way_and_then_sees_its_proof(emptied: Emptied) -> None:
-    """Seen to fail (orphaned money made canonical) without the lock on the cursor."""
+    """Seen to fail (made canonical although the cursor has left its block) without the lock on the cursor."""
     id_ = insert(emptied)
     chain = Chain(first=100)
     chain.mine()
@@ -129,7 +132,7 @@ def test_a_repair_waits_for_a_rollback_under_way_and_then_sees_its_proof(emptied
 
     async def story() -> None:
         async with (
-            Stepped(emptied.url, before="UPDATE app.payment_request_settlements", name="scanner") as scanner,
+            Stepped(emptied.url, before="WITH orphaned AS", name="scanner") as scanner,
             store(emptied, "worker") as worker,
         ):
             cursor = (await committed(worker, await born(worker, chain), *chain.blocks)).cursor
@@ -160,5 +163,50 @@ def test_admission_is_one_networks(emptied: Emptied) -> None:
             id_ = insert(emptied, network="sepolia")
             await admission.admit(worker, await claimed(worker, network=sepolia))
             assert settlements_of(emptied, id_) == {}
+
+    asyncio.run(story())
+
+
+def test_who_lost_the_request_repairs_nothing_of_it(emptied: Emptied) -> None:
+    """Seen to fail (its settlement written by a worker that is nobody there any more) without the lease in the lock."""
+    id_ = insert(emptied)
+    chain = Chain(first=100)
+    chain.mine(ether(ADDRESS, 3, "t"), time=now())
+
+    async def story() -> None:
+        async with store(emptied) as worker:
+            await committed(worker, await born(worker, chain), *chain.blocks)
+            emptied.execute("UPDATE app.payment_request_settlements SET is_canonical = false")
+            batch = await claimed(worker)
+            before = settlements_of(emptied, id_)
+            assert await admission.repair(worker, with_epochs(batch, -1), [id_]) == 0
+            assert await admission.repair(worker, replace(batch, owner=OTHER), [id_]) == 0
+            assert settlements_of(emptied, id_) == before
+            assert await admission.repair(worker, batch, [id_]) == 1
+
+    asyncio.run(story())
+
+
+def test_a_repair_locks_its_requests_before_their_settlements(emptied: Emptied) -> None:
+    """In the order of all: while somebody has the request, no settlement of it is locked.
+
+    Seen to fail (repaired, while somebody decides the request) when the requests are not locked first.
+    """
+    id_ = insert(emptied)
+    chain = Chain(first=100)
+    chain.mine(ether(ADDRESS, 3, "t"), time=now())
+
+    async def story() -> None:
+        async with store(emptied, "worker") as worker:
+            await committed(worker, await born(worker, chain), *chain.blocks)
+            emptied.execute("UPDATE app.payment_request_settlements SET is_canonical = false")
+            batch = await claimed(worker)
+            with emptied.connect(autocommit=False) as other:
+                other.execute("SELECT 1 FROM app.payment_requests WHERE id = %s FOR NO KEY UPDATE", [id_])
+                repairing = asyncio.create_task(admission.repair(worker, batch, [id_]))
+                await until_done_or_blocked(emptied.url, "worker", repairing)
+                assert not repairing.done()
+                other.execute("SELECT 1 FROM app.payment_request_settlements FOR NO KEY UPDATE NOWAIT")
+            assert await repairing == 1
 
     asyncio.run(story())

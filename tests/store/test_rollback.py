@@ -21,6 +21,7 @@ from tests.support.ledgers import (
     born,
     claimed,
     committed,
+    cursor_of,
     decided,
     due_in_seconds,
     ether,
@@ -242,6 +243,23 @@ def test_a_fork_below_what_is_final_is_refused(emptied: Emptied) -> None:
             later = chain.branch(101)
             later.mined(5)
             assert (await rolled_back(scanner, cursor, chain.fork_to(later, 101))).orphaned == 1
+
+    asyncio.run(story())
+
+
+def test_a_rollback_gives_no_tag_to_a_chain_that_has_none(emptied: Emptied) -> None:
+    """Seen to fail (safe up to the fork) when `least` is taken of an unknown height."""
+    chain = Chain(first=100)
+    chain.mined(5)
+    other = chain.branch(102)
+    other.mined(5)
+
+    async def story() -> None:
+        async with store(emptied) as scanner:
+            cursor = (await committed(scanner, await born(scanner, chain), *chain.blocks)).cursor
+            await rolled_back(scanner, cursor, chain.fork_to(other, 102))
+            after = cursor_of(emptied)
+            assert (after["safe_height"], after["finalized_tag_height"]) == (None, None)
 
     asyncio.run(story())
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from reconsup.payments.decision import Counted
 from reconsup.payments.request import Reason, Status
 from reconsup.payments.settlement import Orphaning, Settlement
 from reconsup.store import cursor as cursors
@@ -299,9 +300,12 @@ def test_how_long_ago_it_was_confirmed_and_what_its_expiry_knew(emptied: Emptied
             )
             facts = (await seen(worker, confirmed, expired, pending)).facts
             assert facts[confirmed].confirmed_age_seconds == pytest.approx(3600, abs=60)
-            assert facts[expired].expired_transactions == {"0xaa", "0xbb"}
+            counted = facts[expired].counted
+            assert counted is not None
+            assert counted.amounts.keys() == {"0xaa", "0xbb"}
+            assert facts[confirmed].counted == Counted()
             assert facts[pending].confirmed_age_seconds is None
-            assert facts[pending].expired_transactions == frozenset()
+            assert facts[pending].counted is None
 
     asyncio.run(story())
 

@@ -150,7 +150,7 @@ def test_check_says_everything_in_lines_and_exits_with_the_code_of_run(town: Tow
     assert good.returncode == 0, good.stdout
     assert "ok    endpoint local" in good.stdout
     assert "the balance audit is off" in good.stdout
-    assert "unproven" in good.stdout
+    assert ", its blocks are proven" in good.stdout
     away = f'{{"local": "http://127.0.0.1:{free_port()}/v2/key-4711"}}'
     endpoint = reconsup("check", DATABASE_URL=town.database.url, PAYMENT_REQUEST_EVM_RPC_URLS_JSON=away)
     assert endpoint.returncode == 76

@@ -1,11 +1,12 @@
-"""One worker's scanner and reconciler, driven by hand over a real chain and a real PostgreSQL.
+"""One worker's scanner, reconciler and reader of spans, driven by hand over a real chain and a real PostgreSQL.
 
 Nothing happens between two calls, so nobody waits and nobody sleeps. `Desk` is the worker; `Shop` is a desk with the
 customers around it, who ask for money, pay it and take it back. Times are the chain's.
 """
 
 import itertools
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self, cast
@@ -14,6 +15,7 @@ from eth_utils import to_checksum_address
 from psycopg.rows import dict_row
 
 from reconsup.chain.evm import EvmChain
+from reconsup.chain.nodes import Nodes
 from reconsup.chain.rpc import Endpoint
 from reconsup.demo.anvil import Anvil
 from reconsup.demo.devchain import DevChain
@@ -25,6 +27,7 @@ from reconsup.store import database as store
 from reconsup.worker.pause import Pauses
 from reconsup.worker.reconciler import Duty, Reconciler
 from reconsup.worker.scanner import Scanner, Watch
+from reconsup.worker.spans import Reading, SpanReader
 from tests.support.postgres import Database, insert_request
 
 LOCAL = Network("ethereum", "local")
@@ -52,14 +55,25 @@ class CountingBell(Bell):
 _bell = CountingBell()
 
 
+class _Scanner(Scanner):
+    desk: "Desk"
+
+    async def turn(self) -> float:
+        seconds = await super().turn()
+        self.desk.skipped_seconds += seconds
+        return seconds
+
+
 class Desk:
     """A worker without a process. `turns` holds what the scanner's last turns said they would wait, in seconds."""
 
     def __init__(
         self,
         database: Database,
-        url: str,
+        url: str | Sequence[str],
         *,
+        quorum: int = 1,
+        proves: bool = True,
         slot: int = 0,
         policy: Policy = POLICY,
         tail_blocks: int = TAIL_BLOCKS,
@@ -71,20 +85,32 @@ class Desk:
         self.owner = f"desk-{slot}#{next(_numbers):016x}"
         self.cell = _scoreboard.cell(slot)
         self.bell = _bell
+        self.reads_spans = True
         self.pauses = Pauses()
         self.calls: list[tuple[str, str]] = []  # method and outcome
         self._stack = AsyncExitStack()
         self._url = database.url
-        self._endpoint = Endpoint("local", [url], rpc_timeout_seconds, self._count)
+        urls = [url] if isinstance(url, str) else url
+        self._endpoints = [Endpoint("local", each, rpc_timeout_seconds, self._count) for each in urls]
+        self._quorum, self._proves = quorum, proves
+        self.skipped_seconds = 0.0
         against = "scanned" if isinstance(policy.confirmations, int) else policy.confirmations
         self.watch = Watch(LOCAL, self.owner, lease_seconds, 15.0, tail_blocks, against)
         self.duty = Duty("desk-" + str(slot), self.owner, batch_size, lease_seconds, 15.0, {LOCAL: policy})
 
     async def __aenter__(self) -> Self:
-        await self._stack.enter_async_context(self._endpoint)
-        chain = EvmChain(self._endpoint)
+        chains = [
+            EvmChain(await self._stack.enter_async_context(endpoint), proves=self._proves)
+            for endpoint in self._endpoints
+        ]
+        self.nodes = Nodes(chains, quorum=self._quorum, proves=self._proves, clock=self._clock)
         pause = self.pauses.pause
-        self.scanner = Scanner(self.watch, await self._store("scan"), chain, self.cell, self.bell, pause())
+        self.scanner = _Scanner(self.watch, await self._store("scan"), self.nodes, self.cell, self.bell, pause())
+        self.scanner.desk = self
+        reading = Reading(LOCAL, self.owner, self.watch.lease_seconds, 15.0, join_seconds=0.0)
+        self.reader = SpanReader(
+            reading, await self._store("span"), self.nodes, self.bell, pause(), is_served=lambda: self.scanner.is_served
+        )
         self.reconciler = Reconciler(
             self.duty,
             [await self._store("look"), await self._store("look")],
@@ -108,6 +134,10 @@ class Desk:
             store.Database(self._url, application_name=name, lease_seconds=self.watch.lease_seconds)
         )
 
+    def _clock(self) -> float:
+        """The endpoints' clock: nobody waits here, so it goes on by what the scanner would have waited."""
+        return time.monotonic() + self.skipped_seconds
+
     def _count(self, _: str, method: str, outcome: str, __: float) -> None:
         self.calls.append((method, outcome))
 
@@ -126,9 +156,20 @@ class Desk:
                 return
         raise AssertionError("the reconciler does not come to rest")
 
+    async def read_span(self) -> float:
+        """Turn until the reader of spans would wait; for how long."""
+        for _ in range(STEPS_MAX if self.reads_spans else 0):
+            seconds = await self.reader.turn()
+            if seconds > 0:
+                return seconds
+        assert not self.reads_spans, "the reader of spans does not come to rest"
+        return 0.0
+
     async def work(self) -> None:
-        """Scan, then look."""
+        """Scan, then look; where that opened a span, read it, and look again."""
         await self.scan()
+        await self.look()
+        await self.read_span()
         await self.look()
 
 
@@ -197,9 +238,11 @@ class Shop:
         )
 
     async def work(self) -> None:
-        """Scan and look at everything that is not at rest, without waiting for its time."""
+        """Scan, read the span, and look at everything that is not at rest, without waiting for its time."""
         await self.desk.scan()
         self.make_due()
+        await self.desk.look()
+        await self.desk.read_span()
         await self.desk.look()
 
     def rows(self) -> dict[str, dict[str, Any]]:
@@ -243,7 +286,7 @@ class Shop:
 
 @asynccontextmanager
 async def open_shop(
-    database: Database, anvil: Anvil, *, url: str | None = None, blocks: int = 1, **figures: Any
+    database: Database, anvil: Anvil, *, url: str | Sequence[str] | None = None, blocks: int = 1, **figures: Any
 ) -> AsyncIterator[Shop]:
     """A shop on a chain of `blocks` blocks above its first; its desk speaks to `url` (the chain itself)."""
     async with DevChain(anvil.url) as chain, Desk(database, url or anvil.url, **figures) as desk:

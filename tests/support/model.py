@@ -172,7 +172,7 @@ class World:
             row.due, row.due_height, row.waits_for = LATER, None, "retry"
             return
         for reason, ref in verdict.entries:
-            if reason == "payment_late" and any(entry[2:4] == (reason, ref) for entry in told):
+            if reason in ("payment_late", "payment_again") and any(entry[2:4] == (reason, ref) for entry in told):
                 continue
             told.append((grant.status, verdict.status, reason, ref, grant.owner, grant.epoch))
         row.status, row.failures, row.error, row.is_by_hand = verdict.status, 0, None, False

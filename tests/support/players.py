@@ -49,7 +49,9 @@ class Players:
 
     def _begin(self) -> tuple[cursors.Cursor, Chain]:
         database = self.stage.database
-        database.execute(f"TRUNCATE {', '.join('app.' + name for name in TABLES.split(', '))}, app.chain_credits")
+        database.execute(
+            f"TRUNCATE {', '.join('app.' + name for name in TABLES.split(', '))}, app.chain_credits CASCADE"
+        )
         chain = Chain(first=100)
         chain.mine()
         chain.mine(time=now() - timedelta(minutes=5))
@@ -349,7 +351,8 @@ def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
 
 def _verdict(decision: Decision) -> Verdict:
     entries = [(str(decision.reason), None)] if decision.reason is not None else []
-    late = [("payment_late", each.evidence_ref) for each in decision.late]
+    extra = "payment_late" if decision.status == "expired" else "payment_again"
+    late = [(extra, each.evidence_ref) for each in decision.late]
     seconds = decision.look.seconds
     due = NEVER if seconds is None else DUE if seconds == 0 else LATER
     return Verdict(str(decision.status), (*entries, *late), due, decision.look.height)

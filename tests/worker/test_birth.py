@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from reconsup.demo.anvil import Anvil
 from tests.support.desk import Desk, open_shop
@@ -74,12 +75,16 @@ def test_the_workers_are_woken_when_there_is_something_to_decide(database: Datab
 
 
 def test_a_cursor_is_born_once_however_many_see_that_there_is_none(database: Database, anvil: Anvil) -> None:
+    """And told once. Seen to fail (four births told) when whoever saw that there is none tells."""
+
     async def run() -> None:
         async with open_shop(database, anvil, blocks=5) as shop:
             others = [Desk(database, anvil.url, slot=slot) for slot in (1, 2, 3)]
             async with others[0], others[1], others[2]:
                 desks = [shop.desk, *others]
-                await asyncio.gather(*(desk.scanner.turn() for desk in desks))
+                with capture_logs() as log:
+                    await asyncio.gather(*(desk.scanner.turn() for desk in desks))
+                assert [line["event"] for line in log].count("cursor_born") == 1
                 assert all(desk.scanner.is_served for desk in desks)
                 assert shop.cursor()["scan_lease_epoch"] == 1
                 assert shop.scanned() == 5

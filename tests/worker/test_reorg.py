@@ -1,8 +1,6 @@
 """The chain takes blocks back: what follows it, what does not move, and where everything stops."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -11,9 +9,10 @@ import pytest
 
 from reconsup.demo import token
 from reconsup.demo.anvil import Anvil
+from tests.support.deep import Memory, final_chain
 from tests.support.desk import ETHER, POLICY, Shop, open_shop
 from tests.support.postgres import Database
-from tests.support.proxy import Answers, Proxy, proxy_before
+from tests.support.proxy import Proxy, proxy_before
 
 pytestmark = pytest.mark.service
 
@@ -229,46 +228,12 @@ def test_a_reorg_during_a_long_absence_is_found(database: Database, anvil: Anvil
             await shop.desk.work()
             assert shop.scanned() == await shop.chain.height()
             assert shop.reasons(id_)[-1] == "payment_reorged"
-            assert sum(method == "eth_getBlockByHash" for method, _ in shop.desk.calls) < 70
+            assert sum(method == "eth_getBlockByNumber" for method, _ in shop.desk.calls) < 1500
 
     asyncio.run(run())
 
 
 # below what is final
-
-
-@contextmanager
-def final_chain() -> Iterator[Anvil]:
-    """A chain whose finalized block is two below its head."""
-    with Anvil(options=["--slots-in-an-epoch", "1"]) as anvil:
-        yield anvil
-
-
-class Memory:
-    """Shows a chain as it was: what was asked before `forget_nothing` is answered as it was answered then."""
-
-    def __init__(self, proxy: Proxy, anvil: Anvil) -> None:
-        self._proxy = proxy
-        self._blocks: dict[str, Any] = {}
-        for height in range(int(anvil.rpc("eth_blockNumber"), 16) + 1):
-            block = anvil.rpc("eth_getBlockByNumber", hex(height), False)
-            self._blocks[hex(height)] = self._blocks[block["hash"]] = self._blocks["latest"] = block
-
-    def show(self) -> None:
-        """From now on, show the old chain's headers."""
-
-        def spoil(requests: Answers, answers: Answers) -> Answers:
-            return [
-                {**answer, "result": self._blocks.get(request["params"][0], answer.get("result"))}
-                if request["method"].startswith("eth_getBlockBy")
-                else answer
-                for request, answer in zip(requests, answers, strict=True)
-            ]
-
-        self._proxy.spoil = spoil
-
-    def forget(self) -> None:
-        self._proxy.spoil = None
 
 
 def test_a_reorg_below_what_is_final_stops_the_network_until_the_old_chain_is_shown_again(database: Database) -> None:

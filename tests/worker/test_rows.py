@@ -118,6 +118,36 @@ def test_a_row_that_is_put_right_gets_the_money_that_came_meanwhile(
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("column", "wrong", "name"),
+    [
+        ("address_canonical", "0x1234", "address_invalid"),
+        ("address_canonical", "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq", "address_invalid"),
+        ("token_contract", "USDT", "token_contract_invalid"),
+    ],
+)
+def test_a_request_that_nobody_can_pay_does_not_expire_silently(
+    database: Database, anvil: Anvil, column: str, wrong: str, name: str
+) -> None:
+    """Seen to fail (expired): no credit ever matches it. Put right it gets what came meanwhile."""
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            id_ = await shop.token_request()
+            await shop.pay(id_)
+            right = shop.row(id_)[column]
+            database.execute(f"UPDATE app.payment_requests SET {column} = %s", [wrong])
+            await shop.mine_at(shop.row(id_)["expires_at"] + timedelta(seconds=1))
+            await shop.chain.mine(5)
+            await shop.work()
+            assert (shop.status(id_), shop.row(id_)["reconcile_error"]) == ("pending", name)
+            database.execute(f"UPDATE app.payment_requests SET {column} = %s", [right])
+            await shop.work()
+            assert (shop.status(id_), shop.row(id_)["reconcile_error"]) == ("confirmed", None)
+
+    asyncio.run(run())
+
+
 def test_twin_addresses_settle_neither_until_one_is_gone(database: Database, anvil: Anvil) -> None:
     """The same address in letters of another case; the unique key of the database compares bytes."""
 

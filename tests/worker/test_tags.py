@@ -88,6 +88,42 @@ def test_a_tag_of_another_chain_than_ours_confirms_nothing(database: Database, t
     asyncio.run(run())
 
 
+def test_a_payment_that_left_the_tail_while_finality_stalls_is_not_confirmed(database: Database, tagged: Anvil) -> None:
+    """Nobody can take it back any more without stopping the network; but the chain has not called it final.
+
+    Seen to fail (confirmed) where what has left the tail counts as finalized.
+    """
+
+    async def run() -> None:
+        with proxy_before(tagged.url) as proxy:
+            policy = replace(POLICY, confirmations="finalized")
+            async with open_shop(database, tagged, url=proxy.url, policy=policy) as shop:
+                id_ = await shop.request()
+                await shop.desk.work()
+                old = tagged.rpc("eth_getBlockByNumber", "finalized", False)
+                proxy.spoil = lambda requests, answers: [
+                    {**answer, "result": old} if request["params"][:1] == ["finalized"] else answer
+                    for request, answer in zip(requests, answers, strict=True)
+                ]
+                await shop.pay(id_, to_mine=0)
+                await shop.chain.mine(160, 120)
+                await shop.work()
+                (settlement,) = shop.settlements(id_).values()
+                cursor = shop.cursor()
+                assert settlement["block_height"] < cursor["tail_start"] - 30
+                assert cursor["finalized_height"] == cursor["tail_start"] - 1
+                assert cursor["finalized_tag_height"] == int(old["number"], 16)
+                await shop.chain.mine()
+                await shop.desk.work()
+                assert shop.status(id_) == "detected"
+                proxy.spoil = None
+                await shop.chain.mine()
+                await shop.desk.work()
+                assert shop.status(id_) == "confirmed"
+
+    asyncio.run(run())
+
+
 def test_an_endpoint_without_tags_confirms_nothing_and_goes_on_scanning(database: Database, tagged: Anvil) -> None:
     async def run() -> None:
         with proxy_before(tagged.url) as proxy:
