@@ -13,7 +13,7 @@ from tests.support import lease_history
 from tests.support.chronicle import Chronicle, Wanted
 from tests.support.postgres import Database
 
-KEPT = (Reason.LATE, Reason.REORGED_AFTER_FINALITY)  # entries that are no step
+KEPT = (Reason.LATE, Reason.AGAIN, Reason.REORGED_AFTER_FINALITY)  # entries that are no step
 
 
 class BrokenError(AssertionError):
@@ -91,7 +91,7 @@ class Laws:
             _must(chronicle.was_orphaned(proof["height"], proof["block_hash"]), f"{what}: no such reorg: {proof}")
             block = chronicle.blocks[proof["block_hash"]]
             _must(bool(chronicle.credits_of(wanted, [block])), f"{what}: none of its money was in {proof}")
-        elif reason == Reason.LATE:
+        elif reason in (Reason.LATE, Reason.AGAIN):
             tx = str(entry["evidence_ref"]).partition(":")[0]
             _must(tx in chronicle.times, f"{what}: {tx} never was")
         elif after == Status.EXPIRED:
@@ -128,18 +128,19 @@ class Laws:
             if proof is not None:
                 _must(proof["block_hash"] == row["block_hash"], f"{wanted.id}, {ref}: proof of another block")
                 _must(self._chronicle.was_orphaned(proof["height"], proof["block_hash"]), f"{ref}: no such {proof}")
-        told = [
-            row["evidence_ref"]
-            for row in self._all(
-                "SELECT evidence_ref FROM app.payment_request_transitions"
-                " WHERE payment_request_id = %s AND reason = 'payment_late'",
-                wanted.id,
-            )
-        ]
-        _must(len(told) == len(set(told)), f"{wanted.id}: late twice: {told}")
+        for reason in (Reason.LATE, Reason.AGAIN):
+            told = self._told(wanted, reason)
+            _must(len(told) == len(set(told)), f"{wanted.id}: {reason} twice: {told}")
         if status == Status.EXPIRED:
+            told = self._told(wanted, Reason.LATE)
             late = {key for key in settled if self._chronicle.is_surely_late(wanted, key.partition(":")[0])}
             _must(late <= set(map(_key, told)), f"{wanted.id}: late and not told: {late - set(told)}")
+
+    def _told(self, wanted: Wanted, reason: str) -> list[str]:
+        """Of which evidence the history says this, in order."""
+        query = "SELECT evidence_ref FROM app.payment_request_transitions\
+            WHERE payment_request_id = %s AND reason = %s ORDER BY id"
+        return [row["evidence_ref"] for row in self._all(query, wanted.id, reason)]
 
     def _all(self, query: str, *values: Any) -> list[dict[str, Any]]:
         with self._outsider.cursor(row_factory=dict_row) as cursor:

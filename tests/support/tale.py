@@ -501,6 +501,7 @@ PARTICULAR: tuple[faults.Fault, ...] = (
     *(faults.lagging, faults.head_that_goes_back, faults.null_block, faults.null_parent, faults.null_receipts),
     *(faults.null_receipt, faults.empty_receipts, faults.receipt_removed, faults.block_without_transactions),
     *(faults.dropped_item, faults.reordered_items, faults.doubled_item, faults.swapped_ids, faults.wrong_chain_id),
+    *(faults.empty_logs, faults.log_removed, faults.empty_block),
 )
 FAULTS: tuple[faults.Fault, ...] = (
     *PARTICULAR,
