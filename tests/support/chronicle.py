@@ -68,6 +68,7 @@ class Chronicle:
     def __init__(self, node: Any) -> None:
         self._node = node
         self.blocks: dict[str, Seen] = {}
+        self.raw: dict[str, tuple[dict[str, Any], list[Any]]] = {}  # by hash: each block, and its receipts
         self.chains: list[tuple[Seen, ...]] = []
         self.times: dict[str, set[datetime]] = {}  # by transaction: of all blocks in which it ever stood
 
@@ -85,6 +86,8 @@ class Chronicle:
         receipts = await self._batch([("eth_getTransactionReceipt", [tx["hash"]]) for tx in txs])
         good = {tx["hash"] for tx, receipt in zip(txs, receipts, strict=True) if receipt["status"] == "0x1"}
         read = [_seen(block, of_block, good) for block, of_block in zip(raw, logs, strict=True)]
+        all_receipts = await self._batch([("eth_getBlockReceipts", [block["hash"]]) for block in raw])
+        self.raw |= {block["hash"]: (block, of) for block, of in zip(raw, all_receipts, strict=True)}
         below = self.canonical[:first] if self.chains else ()
         assert len(below) == first
         self.chains.append(below + tuple(read))

@@ -16,7 +16,7 @@ import psycopg
 from reconsup.store import database as store
 from reconsup.store.database import Transaction
 from tests.support.desk import Desk
-from tests.support.faults import Node
+from tests.support.liar import Node
 from tests.support.postgres import Database
 
 T = TypeVar("T")
@@ -123,18 +123,19 @@ class Puppet(Desk):
     """A worker on strings. `course`: what it does now; None when it is at rest."""
 
     def __init__(
-        self, database: Database, outsider: psycopg.Connection[Any], node: Node, slot: int, **figures: Any
+        self, database: Database, outsider: psycopg.Connection[Any], nodes: Sequence[Node], slot: int, **figures: Any
     ) -> None:
         self._outsider = outsider
         self.strings = _Strings()
         self.course: asyncio.Task[Any] | None = None
         self._databases: list[_Stopping] = []
-        self._node = node
+        self._nodes_asked = nodes
         self._path = f"/{slot}-{id(self)}"
-        node.gates[self._path] = self.strings.stop
-        url = node.url + self._path
+        for node in nodes:
+            node.gates[self._path] = self.strings.stop
+        urls = [node.url + self._path for node in nodes]
         figures = {"lease_seconds": LEASE_SECONDS, "rpc_timeout_seconds": RPC_SECONDS} | figures
-        super().__init__(database, url, slot=slot, **figures)
+        super().__init__(database, urls, slot=slot, **figures)
 
     async def _store(self, part: str) -> store.Database:
         database = _Stopping(
@@ -145,7 +146,7 @@ class Puppet(Desk):
 
     async def work(self) -> None:
         """All that a worker does, after some scans more where the node lies."""
-        for _ in range(MORE_SCANS_AT_A_LIAR if self._node.schedule else 0):
+        for _ in range(MORE_SCANS_AT_A_LIAR if any(node.schedule for node in self._nodes_asked) else 0):
             await self.scan()
         await super().work()
 
@@ -215,7 +216,8 @@ class Puppet(Desk):
             with suppress(BaseException):  # whatever its undoing says, nobody hears it
                 await self.course
             self.course = None
-        self._node.gates.pop(self._path, None)
+        for node in self._nodes_asked:
+            node.gates.pop(self._path, None)
         with suppress(Exception):
             await self._stack.aclose()
 

@@ -2,7 +2,8 @@
 
 The chain is a real anvil, behind a node that lies (tests.support.faults); workers are driven from one await to the
 next (tests.support.puppet); the oracle reads the chain by itself (tests.support.chronicle). A seed is a tale
-(tests.support.tale). One that fails is told with its seed and the shortest tale that was found. To play one again:
+(tests.support.tale, acts). One that fails is told with its seed and the shortest tale that was found. To play it
+again:
 
     RECONSUP_TEST_SEED=17 RECONSUP_TEST_SEEDS=1 .venv/bin/python -m pytest -m long tests/worker/test_any_chain.py
 """
@@ -18,8 +19,9 @@ import pytest
 
 from reconsup.chain import rpc
 from reconsup.demo.anvil import Anvil
+from tests.support.acts import ACTS, Script, act, end
 from tests.support.postgres import Database
-from tests.support.tale import ACTS, NUMBERS, PAYERS, Grounds, Script, act, end, lay_grounds, stage
+from tests.support.tale import NUMBERS, PAYERS, Grounds, lay_grounds, stage
 
 pytestmark = pytest.mark.service
 
@@ -67,7 +69,8 @@ def play(database: Database, grounds: Grounds, script: Script, seed: int, tally:
                 return done, f"{type(error).__name__}: {error}"
             finally:
                 tally.update(tale.tally)
-                tally.update(tale.node.applied)
+                for node in tale.nodes:
+                    tally.update(node.applied)
                 tally.update(tale.laws.reasons())
                 tally["steps"] += done
         return None

@@ -18,7 +18,8 @@ from reconsup.chain import rpc
 from reconsup.demo.anvil import Anvil
 from tests.support import faults
 from tests.support.desk import Shop, open_shop
-from tests.support.faults import Fault, Node, always, node_before
+from tests.support.faults import Fault, always
+from tests.support.liar import Node, node_before
 from tests.support.postgres import Database
 from tests.worker.conftest import everything
 
