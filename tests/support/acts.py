@@ -23,7 +23,7 @@ Script = list[Step]
 REST_ROUNDS_MAX = 20
 STEP_SECONDS_MAX = 60.0
 STOPS_MAX = 40
-STOPS_OF_A_LOOK = 16
+STOPS_OF_A_LOOK = 12
 STOPS_OF_A_COMMIT = 24
 
 
@@ -203,6 +203,10 @@ async def _be_overtaken(tale: Tale, who: int, stops: int, how: int) -> None:
     """Blocks come, or go, and others see them while one stands in the middle of a commit or of a look; it goes on."""
     if len(tale.asleep) > 1:
         return
+    schedules = [node.schedule for node in tale.nodes]
+    tale.be_honest()
+    if how % 5 < 3:
+        await _request(tale, who, 0, 5 + how % 2)
     await _pay(tale, who, 0, 5)  # in full
     await tale.mine(3)
     scanning = tale.scanning(who)
@@ -219,11 +223,13 @@ async def _be_overtaken(tale: Tale, who: int, stops: int, how: int) -> None:
     if stops % 4:
         await puppet.go_on_to("transaction")  # what it will write is decided
     tale.tally[f"overtaken at {puppet.where}"] += 1
-    await _sleep(tale, puppet, how // 3)
+    await _sleep(tale, puppet, (0, 0, 1, 2)[how // 3 % 4])
     happens = (_take_back, _take_back, _pay_and_mine, _jump, _reorg)[how // 12 % 5]
     await happens(tale, stops, who, how)
     await _work(tale, 1, 1, 0)
     await _wake(tale, -1)
+    for node, schedule in zip(tale.nodes, schedules, strict=True):
+        node.schedule = schedule
 
 
 async def _take_back(tale: Tale, how: int, *_: int) -> None:

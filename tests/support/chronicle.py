@@ -113,6 +113,10 @@ class Chronicle:
             if (paid.address, paid.contract) == (wanted.address, wanted.contract)
         ]
 
+    def has_hidden(self, wanted: Wanted) -> bool:
+        """Whether some of a request's money can only be found by its balance."""
+        return any(paid.is_hidden for _, paid in self.credits_of(wanted))
+
     def is_surely_late(self, wanted: Wanted, tx: str) -> bool:
         """No block that ever held it was in time."""
         return min(self.times[tx]) > wanted.expires_at

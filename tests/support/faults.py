@@ -97,10 +97,13 @@ async def null_block(exchange: Exchange) -> Any:
 
 
 async def null_parent(exchange: Exchange) -> Any:
-    """A block that another one names as its parent is not there."""
-    if not exchange.has(BY_HASH):
-        return None
-    return exchange.change(lambda request, result: None if request["method"] == BY_HASH else result)
+    """No header but the head's (and the first of all) is there: not those that lead down to where a fork began."""
+
+    def is_lower_header(request: dict[str, Any]) -> bool:
+        asked = (*request["params"], "")[0]
+        return request["method"] in (NUMBER, BY_HASH) and not is_whole_block(request) and asked not in (*TAGS, "0x0")
+
+    return exchange.change(lambda request, result: None if is_lower_header(request) else result)
 
 
 async def null_receipts(exchange: Exchange) -> Any:

@@ -9,6 +9,7 @@ from psycopg.rows import dict_row
 
 from reconsup.payments.decision import Policy
 from reconsup.payments.request import TRANSITIONS, Reason, Status
+from reconsup.payments.settlement import is_reached
 from tests.support import lease_history
 from tests.support.chronicle import Chronicle, Wanted
 from tests.support.postgres import Database
@@ -49,6 +50,23 @@ class Laws:
             self._judge(by_id[entry["payment_request_id"]], entry)
         for id_, status in self.statuses().items():
             _must(status == self._status[id_], f"{id_} is {status}; by its history {self._status[id_]}")
+        if self.tip() == self._chronicle.canonical[-1].hash:
+            self._look_at_those_at_rest(by_id)
+
+    def _look_at_those_at_rest(self, by_id: dict[str, Wanted]) -> None:
+        """All is read: what nobody has in hand, and nobody is to look at now, must be as the chain is."""
+        policy, chain = self._policy, self._chronicle.canonical
+        assert isinstance(policy.confirmations, int)
+        for row in self._all(_AT_REST):
+            wanted, status = by_id[row["id"]], row["status"]
+            seen = self._chronicle.sums(wanted, chain, 1)
+            deep = self._chronicle.sums(wanted, chain, policy.confirmations)
+            what = f"{wanted} rests as {status}; on the chain {seen}, deep enough {deep}"
+            if status in (Status.CONFIRMED, Status.DETECTED):
+                bps = policy.confirmed_threshold_bps if status == Status.CONFIRMED else policy.detected_threshold_bps
+                _must(is_reached(seen.most, wanted.amount, bps), what)
+            elif status != Status.EXPIRED and not self._chronicle.has_hidden(wanted):
+                _must(not is_reached(deep.sure, wanted.amount, policy.confirmed_threshold_bps), what)
 
     def statuses(self) -> dict[str, str]:
         """The status of each request."""
@@ -60,8 +78,8 @@ class Laws:
 
     def tip(self) -> str:
         """The hash of the highest block that was read."""
-        (row,) = self._all("SELECT tip_hash FROM app.chain_cursors")
-        return str(row["tip_hash"])
+        rows = self._all("SELECT tip_hash FROM app.chain_cursors")
+        return str(rows[0]["tip_hash"]) if rows else ""
 
     def _judge(self, wanted: Wanted, entry: dict[str, Any]) -> None:
         before, after, reason = entry["from_status"], entry["to_status"], entry["reason"]
@@ -145,6 +163,13 @@ class Laws:
     def _all(self, query: str, *values: Any) -> list[dict[str, Any]]:
         with self._outsider.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(query, values).fetchall()  # type: ignore[arg-type]
+
+
+_AT_REST = """
+SELECT id, status FROM app.payment_requests
+WHERE reconcile_lease_owner IS NULL AND (next_reconcile_at IS NULL OR next_reconcile_at > now())
+  AND reconcile_admitted_height IS NOT NULL
+"""
 
 
 def _key(ref: str) -> str:

@@ -54,7 +54,7 @@ SIGHTS: dict[Fault, Sight] = {
     faults.swapped_ids: Sight(FAILED, "a block is not an object"),
     faults.throttled: Sight(FAILED, "is throttling us (HTTP 429)", "throttled"),
     faults.throttled_for_a_while: Sight(FAILED, "is throttling us (HTTP 429)", "throttled"),
-    faults.range_refused: Sight(FAILED, "Try with this block range", "throttled"),
+    faults.range_refused: Sight(FAILED, "Try with this block range", "error"),
     faults.too_large: Sight(FAILED, "refuses a request of this size (HTTP 413)", "error"),
     faults.unavailable: Sight(FAILED, "answered HTTP 503", "error"),
     faults.truncated: Sight(FAILED, "closed the connection before its answer was complete", "error"),
@@ -152,7 +152,7 @@ def test_a_parent_that_is_not_there_proves_no_reorg(database: Database, anvil: A
             node.schedule = always(faults.null_parent)
             with capture_logs() as logs:
                 assert await shop.desk.scanner.turn() > 0
-            assert any("parent of one it gave" in line for line in lines(logs, FAILED)), logs
+            assert any("does not have block" in line for line in lines(logs, FAILED)), logs
             assert everything(database) == before
             await _goes_on(shop, node, ids)
 
