@@ -139,7 +139,7 @@ async def _work_together(tale: Tale, first: int, second: int, how: int) -> None:
     """Two work beside each other, mostly at requests and payments that nobody has seen; who goes first is drawn."""
     if how % 2:
         await _request(tale, first, 0, 4 + how)
-    if how % 3:
+    if how % 3 and tale.wanted:
         await tale.pay(address_of(len(tale.wanted) - 1), tale.next_contract(len(tale.wanted) - 1), FULL)
         await tale.mine(1 + how % 3)
     tale.make_due()

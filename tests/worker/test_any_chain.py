@@ -10,6 +10,7 @@ again:
 
 import asyncio
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from random import Random
@@ -79,13 +80,14 @@ def play(database: Database, grounds: Grounds, script: Script, seed: int, tally:
 
 
 def shorten(database: Database, grounds: Grounds, script: Script, seed: int) -> Script:
-    """A shorter tale that fails too: parts are left out as long as it does, big ones first."""
+    """A shorter tale that fails in the same manner: parts are left out as long as it does, big ones first."""
+    kind = _kind(play(database, grounds, script, seed, Counter()))
     size, tries = max(1, len(script) // 2), 0
     while tries < TRIES_MAX:
         for start in range(0, len(script), size):
             tries += 1
             shorter = script[:start] + script[start + size :]
-            if play(database, grounds, shorter, seed, Counter()) is not None:
+            if _kind(play(database, grounds, shorter, seed, Counter())) == kind:
                 script = shorter
                 break
         else:
@@ -93,6 +95,11 @@ def shorten(database: Database, grounds: Grounds, script: Script, seed: int) -> 
                 break
             size //= 2
     return script
+
+
+def _kind(failed: Any) -> str:
+    """The words of a failure that are the same in each tale with it."""
+    return "" if failed is None else " ".join(re.findall(r"\b[a-z]{4,}\b", failed[1])[:4])
 
 
 def play_all(database: Database, grounds: Grounds, seeds: Sequence[int]) -> Counter[str]:
