@@ -9,8 +9,9 @@ from contextlib import suppress
 
 import psycopg
 
+from reconsup.chain import balances, movements
 from reconsup.chain.errors import ChainInconsistent, ChainUnavailable
-from reconsup.chain.evm import ChainIdentity, EvmChain
+from reconsup.chain.evm import ChainIdentity, EvmChain, Head
 from reconsup.chain.rpc import Endpoint
 from reconsup.payments.request import ETHEREUM, Network
 from reconsup.settings import Settings, shown_database_url
@@ -21,6 +22,11 @@ from reconsup.store.errors import StoreUnavailable
 from reconsup.store.revision import fetch_state
 from reconsup.store.twins import fetch_case_twins
 
+BALANCE_WAYS = {
+    "override": f"{balances.OVERRIDE_ADDRESSES} balances a call by state override",
+    "deployless": f"{balances.DEPLOYLESS_ADDRESSES} balances a call, without state override",
+    "single": "balances one by one, a batch at a time",
+}
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 69
 EXIT_ENDPOINT = 76
@@ -42,7 +48,6 @@ async def _check(settings: Settings, say: Say) -> int:
     ) as database:
         is_ready = await _check_database(settings, database, say)
         endpoints = [await _check_network(settings, database, name, is_ready, say) for name in settings.networks]
-    say("note  the balance audit is off: money that leaves no transaction to the address and no log is not seen")
     if not is_ready:
         return EXIT_UNAVAILABLE
     return EXIT_OK if all(endpoints) else EXIT_ENDPOINT
@@ -72,6 +77,22 @@ async def _check_database(settings: Settings, database: Database, say: Say) -> b
     return state.is_ready
 
 
+async def _balances(chain: EvmChain, head: Head) -> str:
+    """Say how an endpoint can be asked for balances, and whether it can trace: what the balance audit needs."""
+    name, tip = chain.network, head.latest
+    try:
+        how = await balances.how(chain, tip.block_hash)
+        can_trace = await movements.traces(chain, tip.height, tip.block_hash)
+    except (ChainUnavailable, ChainInconsistent) as error:
+        return (
+            f"note  endpoint {error}: it cannot tell balances; while none can, no native request of {name} expires: "
+            "use another endpoint, or switch the balance audit off with RECONSUP_BALANCE_AUDIT_JSON"
+        )
+    return f"ok    balance audit {name}: {chain.endpoint.name}: {BALANCE_WAYS[how]}, " + (
+        "traces blocks" if can_trace else "does not trace: money without a log is placed by its block's difference"
+    )
+
+
 async def _twins(url: str) -> list[str]:
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         return [twins.sentence() for twins in await fetch_case_twins(connection)]
@@ -83,6 +104,11 @@ async def _check_network(settings: Settings, database: Database, name: str, is_r
     with suppress(StoreUnavailable):
         cursor = await cursors.read(database, Network(ETHEREUM, name)) if is_ready else None
     shown = [await _check_endpoint(settings, name, url, cursor, say) for url in settings.rpc_urls[name]]
+    if not settings.audits_balances(name):
+        say(
+            f"note  network {name}: the balance audit is off: money that leaves no transaction to the address and no "
+            "log is not seen, and a request that was paid so expires"
+        )
     chains = {identity for identity in shown if identity is not None}
     if len(chains) > 1:
         say(f"FAIL  network {name}: its endpoints show different chains: correct PAYMENT_REQUEST_EVM_RPC_URLS_JSON")
@@ -108,6 +134,7 @@ async def _check_endpoint(
             identity = await chain.identity()
             head = await chain.head()
             (block,) = await chain.blocks(head.latest.height, head.latest.height)
+            audited = await _balances(chain, head) if settings.audits_balances(name) else None
         except (ChainUnavailable, ChainInconsistent) as error:
             say(f"FAIL  endpoint {error}")
             return None
@@ -131,4 +158,6 @@ async def _check_endpoint(
     )
     if not block.proven:
         say(f"note  {where}: blocks are believed as it tells them: {chain.doubt}")
+    if audited is not None:
+        say(audited)
     return identity

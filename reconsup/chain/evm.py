@@ -8,6 +8,7 @@ block is proven against its own header (chain.proof).
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from reconsup.chain.rpc import Call, Endpoint, Refusal
 
 BATCH_BLOCKS_MAX = 50
 BATCH_CALLS_MAX = 100
+BREATH_SECONDS = 0.005
 WALK_BATCHES = (8, 64, BATCH_CALLS_MAX)  # headers a batch of a walk back, after the first
 BATCH_BYTES_AIM = 16 * 1024 * 1024  # of one answer: parsed, it takes several times as much memory
 TRANSACTION_BYTES = 4096  # a mainnet transaction with its receipt and logs, for want of a measurement
@@ -228,10 +230,13 @@ class EvmChain:
             if each is None or (isinstance(each, list) and None in each):
                 raise ChainUnavailable(self.endpoint.says(f"is behind: it has no receipts for block {height}"))
         found: list[Block] = []
+        breathed_at = time.monotonic()
         with self._accusing():
             for each in zip(raw_blocks, receipts, heights, strict=True):
                 found.append(self._block(*each))
-                await asyncio.sleep(0)  # a block is milliseconds of work: whoever else is on this loop comes between
+                if time.monotonic() > breathed_at + BREATH_SECONDS:  # a busy block takes longer than that
+                    await asyncio.sleep(0)  # whoever else is on this loop comes between
+                    breathed_at = time.monotonic()
         return found
 
     def _block(self, raw: Any, receipts: Any, height: int) -> Block:

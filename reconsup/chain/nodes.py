@@ -68,6 +68,11 @@ class Nodes:
         self._spell: type[Undecided] | None = None
         self._log = structlog.get_logger().bind(network=chains[0].network)
 
+    def apart(self) -> "Nodes":
+        """The same endpoints, judged for themselves: who has no old blocks any more is set aside for these only."""
+        chains = [node.chain for node in self._nodes]
+        return Nodes(chains, quorum=self._quorum, proves=self._proves, clock=self._clock)
+
     # whom to ask
 
     async def ask(self, work: Callable[[EvmChain], Awaitable[T]]) -> T:
@@ -128,25 +133,25 @@ class Nodes:
 
     # what the others say
 
-    async def agree_on_blocks(self, chain: EvmChain, headers: Sequence[Header], stored: Hashes) -> None:
-        """Return if no other endpoint contradicts these linked headers of `chain` and the quorum shows the highest.
+    async def agree_on_blocks(self, chain: EvmChain, headers: Sequence[Header], stored: Hashes) -> int:
+        """Up to which height these linked headers of `chain` may be written: no other endpoint contradicts them.
 
-        `stored` is asked for (height → hash) where a witness is behind them. Raises Undecided.
+        That is the highest of them which the quorum shows, so a witness that is always a little behind delays and does
+        not stop. `stored` is asked for (height → hash) where one is behind them all. Raises Undecided.
         """
-        top, in_hand = headers[-1], {header.height: header.block_hash for header in headers}
-        in_hand[headers[0].height - 1] = headers[0].parent_hash
-        agreeing = 1
+        first, top = headers[0], headers[-1]
+        in_hand = {first.height - 1: first.parent_hash} | {header.height: header.block_hash for header in headers}
+        shown = [top.height]  # by each endpoint: the highest one that it has, too
         for node, latest, there in await self._witnesses(chain, top.height):
-            if there is not None and there.block_hash == top.block_hash:
-                agreeing += 1
-                continue
             other = there or latest
             if other.height > top.height:
                 continue  # it has no such block, and yet its head is above: that says nothing
             ours = in_hand.get(other.height) or (await stored()).get(other.height)
             if ours not in (None, other.block_hash):
                 raise self._contradiction(chain, node, other.height, str(ours), other.block_hash)
-        self._decided(agreeing, f"block {top.height}")
+            shown += [other.height] if other.height >= first.height else []
+        self._decided(len(shown), f"block {first.height}")
+        return sorted(shown, reverse=True)[self._quorum - 1]
 
     async def agree_on_fork(self, chain: EvmChain, height: int, stored: str, shown: str) -> None:
         """Return if no other endpoint still gives the stored hash of the lowest block to be taken back.

@@ -12,6 +12,7 @@ import asyncio
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -50,9 +51,9 @@ OF_SIZE = (
     r"(block range|response size)|with this block range|batch.{0,30}(limit|exceed|maximum)"
 )
 
-# Called as (network, method, outcome, seconds); outcome is ok, error, timeout, throttled or inconsistent. Once for
-# every JSON-RPC call, in a batch too; seconds are those of the HTTP exchange that it went with.
-OnCall = Callable[[str, str, str, float], None]
+# Called as (network, method, outcome, seconds, count); outcome is ok, error, timeout, throttled or inconsistent. Once
+# for all calls of an HTTP exchange that are alike: a batch may hold hundreds. seconds are those of the exchange.
+OnCall = Callable[[str, str, str, float, int], None]
 Call = tuple[str, Sequence[Any]]
 Failure = ChainUnavailable | ChainInconsistent
 
@@ -286,8 +287,9 @@ class Endpoint:
             self._rate.was_throttled()
         else:
             self._rate.was_answered()
-        for (method, _), outcome in zip(calls, outcomes, strict=True):
-            self._on_call(self.network, method, outcome, seconds)
+        methods = [method for method, _ in calls]
+        for (method, outcome), count in Counter(zip(methods, outcomes, strict=True)).items():
+            self._on_call(self.network, method, outcome, seconds, count)
         if failure is not None:
             raise failure  # outside the except: the cause is left behind, its text may hold the URL
         return answers

@@ -44,6 +44,7 @@ _REASONS = frozenset(Reason)
 _OUTCOMES = frozenset({"ok", "error", "timeout", "throttled", "inconsistent"})
 _METHODS = frozenset(
     {
+        "debug_traceBlockByHash",
         "eth_blockNumber",
         "eth_call",
         "eth_chainId",
@@ -53,9 +54,11 @@ _METHODS = frozenset(
         "eth_getBlockReceipts",
         "eth_getLogs",
         "eth_getTransactionByHash",
+        "eth_getTransactionCount",
         "eth_getTransactionReceipt",
         "eth_syncing",
         "net_version",
+        "trace_block",
         "web3_clientVersion",
     }
 )
@@ -163,6 +166,15 @@ LEASES_RELEASED = _counter(
 BLOCKS_SCANNED = _counter("reconsup_blocks_scanned_total", ("network",), "Blocks read whole and committed")
 SPAN_BLOCKS = _counter("reconsup_span_blocks_total", ("network",), "Blocks older than the tail read for old requests")
 REORGS = _counter("reconsup_reorgs_total", ("network",), "Proven reorganisations rolled back")
+AUDITS = _counter(
+    "reconsup_audits_total", ("network",), "Balance audits of all open native requests that were finished"
+)
+AUDIT_SETTLEMENTS = _counter(
+    "reconsup_audit_settlements_total",
+    ("network", "how"),
+    "Payments without a transaction or log of their own, found by the balance audit: traced, or by difference",
+    how=frozenset({"trace", "delta"}),
+)
 SETTLEMENTS_REPAIRED = _counter(
     "reconsup_settlements_repaired_total", (), "Settlements of ours that another program had marked non-canonical"
 )
@@ -181,7 +193,7 @@ RPC_DISAGREEMENTS = _counter(
 RPC_SECONDS = _histogram(
     "reconsup_rpc_seconds",
     ("network", "method"),
-    "Time of the HTTP exchange a JSON-RPC call went with",
+    "Time of each HTTP exchange in which the method was called",
     method=_METHODS,
 )
 
@@ -195,6 +207,8 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     BLOCKS_SCANNED,
     SPAN_BLOCKS,
     REORGS,
+    AUDITS,
+    AUDIT_SETTLEMENTS,
     SETTLEMENTS_REPAIRED,
     RPC_REQUESTS,
     RPC_DISAGREEMENTS,

@@ -19,6 +19,7 @@ from reconsup.payments.settlement import Orphaning, Settlement, height_that_reac
 
 BACKOFF_SECONDS_MAX = 300.0
 UNREAD_PAST_SECONDS = 300.0  # at first; a tenth of its age later on
+AUDIT_SECONDS = 300.0  # a safety net: the audit itself touches what it has compared
 LOOK_SECONDS_MAX = 6 * 3600.0  # a safety net: nothing that waits for chain time is forgotten for longer
 HEIGHT_SLACK_SECONDS = 60.0
 
@@ -27,7 +28,10 @@ Tag = Literal["safe", "finalized"]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the operator decided, for one network. `confirmations` is a depth in blocks or a tag of the chain."""
+    """What the operator decided, for one network. `confirmations` is a depth in blocks or a tag of the chain.
+
+    `audits_balances`: no native request expires before its balance was compared (money may leave no log).
+    """
 
     confirmations: int | Tag = 1
     finality_confirmations: int = 1
@@ -36,6 +40,7 @@ class Policy:
     observe_window_seconds: float = 86_400.0
     expiry_confirmations: int = 12
     expiry_grace_seconds: float = 0.0
+    audits_balances: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,8 @@ class Facts:
 
     `was_confirmed`: its history has been confirmed before, however it stands now: a consumer must see
     `payment_confirmed` once. `counted`: what the history's entry counted by which it came to its status; None where
-    there is no such entry: another program wrote the status, or it is still the first one.
+    there is no such entry: another program wrote the status, or it is still the first one. `audited_time`: of the
+    block, still ours, at which its balance was compared; `unexplained_minor`: what nobody could explain of it.
     """
 
     settlements: tuple[Settlement, ...] = ()
@@ -82,6 +88,8 @@ class Facts:
     was_confirmed: bool = False
     confirmed_age_seconds: float | None = None
     counted: Counted | None = None
+    audited_time: datetime | None = None
+    unexplained_minor: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +142,15 @@ def decide(request: PaymentRequest, facts: Facts, view: ChainView, policy: Polic
         return error
     money = _sort(request, facts, view, policy)
     status, reason = _next(request.status, request, facts, money, view, policy)
+    if status == Status.EXPIRED != request.status and _audits(request, policy) and facts.unexplained_minor:
+        return RowError.UNEXPLAINED_BALANCE
     assert status == request.status or reason in TRANSITIONS[request.status, status]
     moves_on = status != request.status and _next(status, request, facts, money, view, policy)[0] != status
     counted = money.deep if status == Status.CONFIRMED else money.in_time
     return Decision(
         status=status,
         reason=reason,
-        look=AT_ONCE if moves_on else _look(status, request, money, view, policy),
+        look=AT_ONCE if moves_on else _look(status, request, facts, money, view, policy),
         amount_minor=total(money.in_time),
         confirmations=min((each.confirmations(view.scanned_height) for each in counted), default=0),
         evidence=money.in_time + money.orphaned,
@@ -175,7 +185,7 @@ def _open(
             return Status.DETECTED, Reason.DETECTED
     elif status == Status.DETECTED and money.lost:
         return Status.REORGED, Reason.REORGED
-    if _is_over(request, money, view, policy):
+    if _is_over(request, money, view, policy) and not _waits_for_audit(request, facts, policy):
         return Status.EXPIRED, Reason.UNDERPAID_EXPIRED if seen else Reason.EXPIRED
     return status, None
 
@@ -216,7 +226,20 @@ def _is_over(request: PaymentRequest, money: _Money, view: ChainView, policy: Po
     return _return_height(money, policy) <= view.scanned_height
 
 
-def _look(status: Status, request: PaymentRequest, money: _Money, view: ChainView, policy: Policy) -> Look:
+def _audits(request: PaymentRequest, policy: Policy) -> bool:
+    return policy.audits_balances and request.token_contract is None
+
+
+def _waits_for_audit(request: PaymentRequest, facts: Facts, policy: Policy) -> bool:
+    """Whether its balance is still to be compared at a block behind its end."""
+    if not _audits(request, policy):
+        return False
+    return facts.audited_time is None or facts.audited_time <= _deadline(request, policy)
+
+
+def _look(
+    status: Status, request: PaymentRequest, facts: Facts, money: _Money, view: ChainView, policy: Policy
+) -> Look:
     """When to look again. Confirmed and expired rows cost nothing until somebody touches them."""
     if status in (Status.CONFIRMED, Status.EXPIRED, Status.FAILED):
         return WHEN_TOUCHED
@@ -231,6 +254,8 @@ def _look(status: Status, request: PaymentRequest, money: _Money, view: ChainVie
         # A tip that is old already (the scan catches up, or the chain stands still) has used up part of the wait.
         wait_seconds += policy.expiry_confirmations * view.block_seconds - max(0.0, view.tip_age_seconds)
         return Look(seconds=min(LOOK_SECONDS_MAX, max(wait_seconds, _standstill_seconds(view))))
+    if _is_over(request, money, view, policy) and _waits_for_audit(request, facts, policy):
+        return Look(seconds=AUDIT_SECONDS)
     # Chain time is past the end, the barrier is not deep yet: the tip itself is deep enough by then.
     barrier = view.scanned_height + policy.expiry_confirmations - 1
     due_height = max(barrier, _return_height(money, policy), view.scanned_height + 1)

@@ -79,6 +79,7 @@ class RowError(StrEnum):
     TOKEN_CONTRACT_INVALID = "token_contract_invalid"  # noqa: S105 - a reason, not a password
     ADDRESS_INVALID = "address_invalid"  # nobody can pay it: it would expire, whatever the customer did
     AMOUNT_NEGATIVE = "amount_negative"
+    UNEXPLAINED_BALANCE = "unexplained_balance"  # only where the request would expire
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,12 +48,18 @@ class Settlement:
 
     @property
     def transaction(self) -> str:
-        """The transaction hash: what stays the same when the same payment is mined again."""
-        return self.evidence_ref.partition(":")[0]
+        """What stays the same when the same payment is mined again: see `transaction_of`."""
+        return transaction_of(self.evidence_ref, self.amount_minor)
 
     def confirmations(self, scanned_height: int) -> int:
         """How many blocks of the scanned chain stand on this one, itself included."""
         return max(0, scanned_height - self.height + 1)
+
+
+def transaction_of(evidence_ref: str, amount_minor: int) -> str:
+    """The transaction hash of a piece of evidence; of a balance's difference, which has none, the amount."""
+    first, _, rest = evidence_ref.partition(":")
+    return f"delta:{amount_minor}" if rest == "delta" else first
 
 
 def total(settlements: Sequence[Settlement]) -> int:

@@ -95,10 +95,10 @@ async def commit(
         await transaction.send(_INSERT_CREDITS, span | credit_columns(blocks))
         tail = await transaction.rows(_TAIL, span | tag_parameters(tags) | {"tail_blocks": tail_blocks})
         ((tail_start, finalized_height),) = tail
-        await transaction.send(_PRUNE_BLOCKS, span | {"tail_start": tail_start})
-        await transaction.send(_PRUNE_CREDITS, span | {"tail_start": tail_start})
         touched, refused = await _touch(transaction, span | {"against": due_against}, is_careful=is_careful)
         settled = await transaction.rows(_SETTLE_BLOCKS, span)
+        # Last: were there more blocks than the tail holds, credits would be gone before they were matched.
+        await _prune(transaction, span | {"tail_start": tail_start})
         after = replace(
             cursor,
             next_height=last.height + 1,
@@ -118,6 +118,11 @@ async def commit(
     except _FencedError:
         return None
     return replace(done, touched=done.touched + await touch_due(database, cursor.network, due_against))
+
+
+async def _prune(transaction: Transaction, parameters: dict[str, Any]) -> None:
+    await transaction.send(_PRUNE_BLOCKS, parameters)
+    await transaction.send(_PRUNE_CREDITS, parameters)
 
 
 async def _touch(

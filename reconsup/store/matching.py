@@ -56,14 +56,8 @@ FROM (
     + "\nWHERE true"
 )
 
-# From the requests r with these `ids`, still leased with these `epochs`, to their credits c in the whole tail.
-PAID_IN_TAIL: LiteralString = (
+_IN_TAIL: LiteralString = (
     """
-FROM unnest(%(ids)s::text[], %(epochs)s::bigint[]) AS mine(id, epoch)
-JOIN app.payment_requests r
-  ON r.id = mine.id AND"""
-    + HELD_EPOCH
-    + """= mine.epoch
 CROSS JOIN LATERAL (
   SELECT c.* FROM app.chain_credits c
   WHERE r.chain = %(chain)s AND r.network = %(network)s
@@ -71,6 +65,20 @@ CROSS JOIN LATERAL (
     + _BELONGS
     + "AS c WHERE true"
 )
+
+# From the requests r with these `ids`, still leased with these `epochs`, to their credits c in the whole tail.
+PAID_IN_TAIL: LiteralString = (
+    """
+FROM unnest(%(ids)s::text[], %(epochs)s::bigint[]) AS mine(id, epoch)
+JOIN app.payment_requests r
+  ON r.id = mine.id AND"""
+    + HELD_EPOCH
+    + "= mine.epoch"
+    + _IN_TAIL
+)
+
+# The same for one request, whoever has it leased: for whoever has its row and the cursor's locked.
+PAID_TO_ONE: LiteralString = " FROM (SELECT q.* FROM app.payment_requests q WHERE q.id = %(id)s) AS r" + _IN_TAIL
 
 
 def settle(paid: LiteralString) -> LiteralString:

@@ -12,7 +12,7 @@ from typing import Any, LiteralString
 
 from reconsup.payments.decision import ChainView, Counted, Facts
 from reconsup.payments.request import Network
-from reconsup.payments.settlement import Orphaning, Settlement
+from reconsup.payments.settlement import Orphaning, Settlement, transaction_of
 from reconsup.store.database import Database, Row
 
 BLOCK_SECONDS_UNKNOWN = 12.0
@@ -85,6 +85,8 @@ def _facts(first: Row, settled: list[Row]) -> Facts:
         was_confirmed=first.was_confirmed,
         confirmed_age_seconds=first.confirmed_age_seconds,
         counted=_counted(first.counted),
+        audited_time=first.audited_time,
+        unexplained_minor=first.unexplained_minor,
     )
 
 
@@ -95,7 +97,7 @@ def _counted(evidence: list[dict[str, Any]] | None) -> Counted | None:
     amounts: dict[str, int] = {}
     for each in evidence:
         if each["canonical"]:
-            transaction = each["ref"].partition(":")[0]
+            transaction = transaction_of(each["ref"], int(each["amount_minor"]))
             amounts[transaction] = amounts.get(transaction, 0) + int(each["amount_minor"])
     return Counted(amounts, frozenset((each["ref"], each["block_hash"]) for each in evidence if not each["canonical"]))
 
@@ -170,6 +172,15 @@ SELECT r.id, k.chain_id AS cursor_chain_id, k.scanned_height, k.tip_time, k.tip_
          SELECT t.evidence FROM app.payment_request_transitions t
          WHERE t.payment_request_id = r.id AND t.to_status = r.status AND t.from_status <> r.status
          ORDER BY t.id DESC LIMIT 1) END AS counted,
+       CASE WHEN r.reconcile_audited_height IS NOT NULL THEN (
+         SELECT b.block_time FROM app.chain_blocks b
+         WHERE b.chain = r.chain AND b.network = r.network AND b.height = r.reconcile_audited_height
+           AND b.block_hash = r.reconcile_audited_hash) END AS audited_time,
+       CASE WHEN r.reconcile_audited_height IS NOT NULL THEN coalesce((
+         SELECT n.unexplained_minor FROM app.request_balances n
+         WHERE n.payment_request_id = r.id AND (n.height < k.tail_start OR EXISTS (
+           SELECT FROM app.chain_blocks b WHERE b.chain = r.chain AND b.network = r.network
+             AND b.height = n.height AND b.block_hash = n.block_hash))), 0) ELSE 0 END AS unexplained_minor,
        s.evidence_ref, s.amount_minor, s.block_height, s.block_hash, s.is_canonical,
        s.metadata ->> 'first_block_time' AS first_block_time, s.metadata -> 'reorg' AS reorg
 FROM unnest(%(ids)s::text[]) AS wanted(id)

@@ -4,36 +4,44 @@ What was read ahead proves nothing by itself: whoever takes it looks whether it 
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+import time
+from typing import Protocol
 
 from reconsup.chain.block import Block
 
-Read = Callable[[int, int], Coroutine[Any, Any, list[Block]]]
+
+class Source(Protocol):
+    """Where blocks are read: chain.evm.EvmChain."""
+
+    async def blocks(self, first: int, last: int) -> list[Block]:
+        """The blocks from `first` to `last`, both included."""
 
 
 class ReadAhead:
-    """At most one range ahead. `read` is asked for (first, last), both included."""
+    """At most one range ahead, of one endpoint's chain. `seconds`: how long it took to read what was given last."""
 
-    def __init__(self, read: Read) -> None:
-        self._read = read
+    def __init__(self, chain: Source) -> None:
+        self.chain = chain
+        self.seconds = 0.0
         self._first = -1
-        self._task: asyncio.Task[list[Block]] | None = None
+        self._task: asyncio.Task[tuple[list[Block], float]] | None = None
 
     async def blocks(self, first: int, last: int) -> list[Block]:
         """The blocks from `first` on: those that were read ahead, be they more or fewer, or else those up to `last`.
 
-        Raises what `read` raises, also what it raised ahead.
+        Raises what the chain raises, also what it raised ahead.
         """
         task, self._task = self._task, None
-        if task is not None and self._first == first:
-            try:
-                return await task
-            except asyncio.CancelledError:
-                task.cancel()  # it was us who were cancelled: nobody will ask for it any more
-                raise
-        _forget(task)
-        return await self._read(first, last)
+        if task is None or self._first != first:
+            _forget(task)
+            found, self.seconds = await self._read(first, last)
+            return found
+        try:
+            found, self.seconds = await task
+        except asyncio.CancelledError:
+            task.cancel()  # it was us who were cancelled: nobody will ask for it any more
+            raise
+        return found
 
     def begin(self, first: int, last: int) -> None:
         """Start reading these; they are there, or on their way, when they are asked for."""
@@ -46,8 +54,12 @@ class ReadAhead:
         task, self._task = self._task, None
         _forget(task)
 
+    async def _read(self, first: int, last: int) -> tuple[list[Block], float]:
+        started = time.monotonic()
+        return await self.chain.blocks(first, last), time.monotonic() - started
 
-def _forget(task: "asyncio.Task[list[Block]] | None") -> None:
+
+def _forget(task: "asyncio.Task[tuple[list[Block], float]] | None") -> None:
     if task is not None:
         task.cancel()
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # looked at: nobody is told

@@ -26,6 +26,7 @@ from reconsup.store import leases
 from reconsup.store.database import Database
 from reconsup.store.errors import SchemaBehind, StoreRejected, StoreUnavailable
 from reconsup.store.persist import Against
+from reconsup.worker.auditor import Auditor, Terms
 from reconsup.worker.pause import Pauses
 from reconsup.worker.reconciler import PROBE_SECONDS, Duty, Reconciler
 from reconsup.worker.scanner import Scanner, Watch
@@ -140,13 +141,37 @@ class _Worker:
             self._pauses.pause(),
             is_served=lambda network: scanners[network].is_served,
         )
+        auditors = [
+            await self._auditor(stack, network, scanner)
+            for network, scanner in scanners.items()
+            if self._settings.audits_balances(network.name)
+        ]
         async with asyncio.TaskGroup() as group:
             group.create_task(reconciler.run(), name="reconciler")
+            for auditor in auditors:
+                group.create_task(auditor.run(), name="auditor")
             for network, scanner in scanners.items():
                 group.create_task(scanner.run(), name=f"scanner-{network}")
                 reader = await self._span_reader(stack, network, scanner)
                 group.create_task(reader.run(), name=f"spans-{network}")
             group.create_task(self._pauses.stopping.wait(), name="drain")
+
+    async def _auditor(self, stack: AsyncExitStack, network: Network, scanner: Scanner) -> Auditor:
+        return Auditor(
+            Terms(
+                network=network,
+                poll_interval_seconds=self._settings.poll_interval_seconds,
+                audit_blocks=self._settings.audit_blocks,
+                expiry_confirmations=self._settings.expiry_confirmations,
+                expiry_grace_seconds=self._settings.expiry_grace_seconds,
+            ),
+            await stack.enter_async_context(self._database()),
+            self._nodes[network].apart(),  # who cannot tell balances may yet be scanned
+            scanner,
+            self._cell,
+            self._seat.bell,
+            self._pauses.pause(),
+        )
 
     async def _scanner(self, stack: AsyncExitStack, network: Network) -> Scanner:
         self._nodes[network] = await self._all_nodes(stack, network)
@@ -170,7 +195,7 @@ class _Worker:
         return SpanReader(
             Reading(network, self._seat.owner, self._settings.lease_seconds, self._settings.poll_interval_seconds),
             await stack.enter_async_context(self._database()),
-            self._nodes[network],
+            self._nodes[network].apart(),
             self._seat.bell,
             self._pauses.pause(),
             is_served=lambda: scanner.is_served,
@@ -235,11 +260,12 @@ def policy(settings: Settings, network: Network) -> Policy:
         observe_window_seconds=settings.reorg_observe_window_seconds,
         expiry_confirmations=settings.expiry_confirmations,
         expiry_grace_seconds=settings.expiry_grace_seconds,
+        audits_balances=settings.audits_balances(network.name),
     )
 
 
-def _count_rpc_call(network: str, method: str, outcome: str, seconds: float) -> None:
-    metrics.RPC_REQUESTS.inc(1, network, method, outcome)
+def _count_rpc_call(network: str, method: str, outcome: str, seconds: float, count: int) -> None:
+    metrics.RPC_REQUESTS.inc(count, network, method, outcome)
     metrics.RPC_SECONDS.observe(seconds, network, method)
 
 

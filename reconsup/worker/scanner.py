@@ -10,25 +10,25 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import structlog
-
 from reconsup.chain.block import Block, Fork, Header, NoFork
 from reconsup.chain.errors import Behind, ChainInconsistent, ChainUnavailable, EndpointsDisagree, Undecided, WrongChain
-from reconsup.chain.evm import ChainIdentity, EvmChain, Head
+from reconsup.chain.evm import BATCH_BLOCKS_MAX, ChainIdentity, EvmChain, Head
 from reconsup.chain.nodes import Nodes
 from reconsup.fleet.posix import Bell, Cell
 from reconsup.monitor import metrics
 from reconsup.payments.request import Network
 from reconsup.store import cursor as cursors
-from reconsup.store import ledger, refusals
+from reconsup.store import ledger
 from reconsup.store.cursor import Cursor, Tags
 from reconsup.store.database import Database
 from reconsup.store.errors import StoreRejected, StoreUnavailable
 from reconsup.store.persist import Against
-from reconsup.worker import journal
+from reconsup.worker.ahead import ReadAhead
+from reconsup.worker.logbook import Logbook
 from reconsup.worker.pause import Pause
 
-COMMIT_BLOCKS_MAX = 50
+COMMIT_BLOCKS_MAX = 400
+COMMIT_CREDITS_AIM = 10_000  # about a second of PostgreSQL's time: the cursor is locked for so long
 WALK_BLOCKS_MAX = 64
 RETRY_SECONDS_MIN = 0.5
 STORE_RETRY_SECONDS = 1.0
@@ -61,12 +61,14 @@ class Scanner:
         self._cell = cell
         self._bell = bell
         self._pause = pause
-        self._log = structlog.get_logger().bind(network=watch.network.name)
+        self._book = Logbook(watch.network)
+        self._log = self._book.log
         self._is_same: bool | None = None
         self._cursor: Cursor | None = None
         self._progress_at = 0.0
         self._renewed_at = 0.0
-        self._range_blocks = COMMIT_BLOCKS_MAX
+        self._range_blocks = BATCH_BLOCKS_MAX
+        self._ahead: ReadAhead | None = None
         self._failures = 0
         self._is_queuing = False
 
@@ -74,6 +76,12 @@ class Scanner:
     def is_served(self) -> bool:
         """Whether this process may decide about requests of the network."""
         return self._is_same is True
+
+    @property
+    def held(self) -> Cursor | None:
+        """The cursor, while this process holds the scan lease and the network runs."""
+        cursor = self._cursor
+        return None if cursor is None or cursor.stop_reason is not None else cursor
 
     async def run(self) -> None:
         """Scan until the drain begins; then free the lease."""
@@ -161,16 +169,7 @@ class Scanner:
         """Every endpoint shows another chain: until one is put right nothing is decided here."""
         expected, was_same, self._is_same = self._nodes.pinned, self._is_same, False
         if was_same is not False and expected is not None:
-            self._log.error(
-                "wrong_chain",
-                error=str(error),
-                chain_id=error.chain_id,
-                expected_chain_id=expected.chain_id,
-                genesis_hash=error.genesis_hash,
-                expected_genesis_hash=expected.genesis_hash,
-                todo="this network's endpoint shows another chain than the database was read from; correct "
-                "PAYMENT_REQUEST_EVM_RPC_URLS_JSON. Until then this process does not serve the network",
-            )
+            self._book.wrong_chain(error, expected)
         await self._stand_back()
         return self._idle_seconds
 
@@ -191,12 +190,45 @@ class Scanner:
         if latest.height == cursor.scanned_height:
             return await self._walk_back(cursor, latest)
         last = min(latest.height, cursor.next_height + self._range_blocks - 1)
-        blocks = await self._chain.blocks(cursor.next_height, last)
+        blocks = await self._ahead_of(self._chain).blocks(cursor.next_height, last)
         if blocks[0].parent_hash != cursor.tip_hash:
             return await self._walk_back(cursor, await self._near_head(cursor, latest))
         headers = [block.header for block in blocks]
-        await self._nodes.agree_on_blocks(self._chain, headers, lambda: cursors.stored_hashes(self._database, cursor))
-        return await self._commit(cursor, await self._nodes.vouched(self._chain, blocks), tags)
+        agreed = await self._nodes.agree_on_blocks(
+            self._chain, headers, lambda: cursors.stored_hashes(self._database, cursor)
+        )
+        blocks = await self._nodes.vouched(self._chain, [block for block in blocks if block.height <= agreed])
+        if blocks[-1].height < latest.height:  # meanwhile the ones behind them are on their way
+            self._ahead_of(self._chain).begin(
+                blocks[-1].height + 1, min(latest.height, blocks[-1].height + self._range_blocks)
+            )
+        return await self._commit(cursor, blocks, tags)
+
+    def _ahead_of(self, chain: EvmChain) -> ReadAhead:
+        """The reader of this endpoint's blocks."""
+        if self._ahead is None or self._ahead.chain is not chain:
+            self._drop_ahead()
+            self._ahead = ReadAhead(chain)
+        return self._ahead
+
+    def _drop_ahead(self) -> None:
+        """What was read ahead is of no use: it was of another chain, or may be old by the time it is asked for."""
+        if self._ahead is not None:
+            self._ahead.drop()
+        self._ahead = None
+
+    def _next_range(self, blocks: Sequence[Block]) -> int:
+        """How many blocks to store at once: ever more, as long as they bring few credits and are read in little time.
+
+        Only a commit renews the lease, so what comes before it must take no more than a part of it.
+        """
+        credits_each = sum(len(block.credits) for block in blocks) / len(blocks)
+        fitting = COMMIT_CREDITS_AIM / credits_each if credits_each else COMMIT_BLOCKS_MAX
+        seconds_each = self._ahead.seconds / len(blocks) if self._ahead is not None else 0.0
+        in_time = self._watch.lease_seconds / 6 / seconds_each if seconds_each else COMMIT_BLOCKS_MAX
+        # No block leaves the tail by the very commit that brings it.
+        count = int(min(COMMIT_BLOCKS_MAX, self._watch.tail_blocks, self._range_blocks * 2, fitting, in_time))
+        return count // BATCH_BLOCKS_MAX * BATCH_BLOCKS_MAX or max(1, count)  # whole HTTP requests, where it is many
 
     async def _commit(self, cursor: Cursor, blocks: Sequence[Block], tags: Tags) -> float:
         """Store blocks that hang on our tip; at once more if the head is farther."""
@@ -213,40 +245,13 @@ class Scanner:
         if done is None:
             return await self._lost()
         self._advanced(done.cursor)
-        self._range_blocks = min(COMMIT_BLOCKS_MAX, self._range_blocks * 2)
-        metrics.BLOCKS_SCANNED.inc(len(blocks), self._watch.network.name)
+        self._range_blocks = self._next_range(blocks)
         if done.refused:
-            await self._tell_refused(done.refused)
-        if cursor.is_proven and not done.cursor.is_proven:
-            self._log.warning(
-                "network_unproven",
-                height=done.cursor.unproven_height,
-                todo="`reconsup check` says why. A block that cannot be proven is believed as its endpoint tells it: a "
-                "log that it left out would not be noticed",
-            )
+            await self._book.rows_refused(self._database, done.refused, self._watch.owner)
         if done.touched or cursor.tip_time is None:  # the first block of all makes requests claimable
             self._bell.ring()
-        self._log.info(
-            "blocks",
-            first=blocks[0].height,
-            last=blocks[-1].height,
-            head=tags.head_height,
-            credits=sum(len(block.credits) for block in blocks),
-            settlements=done.settlements,
-            touched=done.touched,
-            latency_ms=round((time.monotonic() - started) * 1000, 1),
-        )
+        self._book.blocks(cursor, blocks, tags.head_height, done, time.monotonic() - started)
         return 0.0 if blocks[-1].height < tags.head_height else self._idle_seconds
-
-    async def _tell_refused(self, refused: Mapping[str, str]) -> None:
-        """Blocks pay these, and PostgreSQL refuses to write them: the settlement is there, the touch is not."""
-        journal.tell_refused(
-            refused,
-            "PostgreSQL refuses to write this row, and it was paid: put it right, "
-            "then set its next_reconcile_at to now()",
-        )
-        owner = self._watch.owner
-        await refusals.tell(self._database, refused, worker_id=owner.partition("#")[0], owner=owner)
 
     async def _keep(self, cursor: Cursor, tags: Tags) -> None:
         """Our tip is the head: that is progress. Written at a third of the lease, or when a tag may confirm."""
@@ -281,6 +286,7 @@ class Scanner:
 
         Not farther than to what is final: where the two have nothing in common above, the network stops.
         """
+        self._drop_ahead()
         await self._nodes.meet(self._chain, anew=True)  # before anything is taken back on its word
         stored = await cursors.stored_hashes(self._database, cursor)
         final = -1 if cursor.finalized_height is None else cursor.finalized_height
@@ -300,14 +306,7 @@ class Scanner:
         if done is None:
             return await self._lost()
         self._advanced(done.cursor)
-        metrics.REORGS.inc(1, self._watch.network.name)
-        self._log.warning(
-            "reorg",
-            fork=fork.height,
-            depth=len(fork.orphaned),
-            orphaned_settlements=done.orphaned,
-            touched=done.touched,
-        )
+        self._book.reorg(fork, done)
         self._bell.ring()
         return 0.0
 
@@ -325,12 +324,7 @@ class Scanner:
         if not await cursors.stop(self._database, cursor, reason):
             return await self._lost()
         self._cursor = replace(cursor, stop_reason=reason)
-        self._log.error(
-            "network_stopped",
-            reason=reason,
-            todo="nothing of this network is written until its endpoints show the stored chain again. If they are "
-            f"right and that chain is gone: reconsup chain {self._watch.network} resume",
-        )
+        self._book.stopped(reason)
         return self._idle_seconds
 
     async def _try_to_start_again(self, cursor: Cursor) -> float:
@@ -361,14 +355,9 @@ class Scanner:
     def _failed(self, error: Exception) -> float:
         """Tell the first failure of a row of them; ask for less, and wait ever longer."""
         self._failures += 1
+        self._drop_ahead()
         if isinstance(error, StoreRejected):
-            self._log.error(
-                "block_refused",
-                error=str(error),
-                next_height=self._cursor.next_height if self._cursor else None,
-                todo="PostgreSQL refuses what these blocks bring: a settlement, the proof of a reorg, or the touch of "
-                "a request that is at work: put it right. Until then no block of this network is stored",
-            )
+            self._book.block_refused(error, self._cursor)
         elif isinstance(error, EndpointsDisagree):
             metrics.RPC_DISAGREEMENTS.inc(1, self._watch.network.name)
         elif self._failures == 1 or isinstance(error, ChainInconsistent):
@@ -386,6 +375,7 @@ class Scanner:
 
     async def _stand_back(self) -> None:
         """Give the scan lease back so that another worker can try."""
+        self._drop_ahead()
         cursor, self._cursor = self._cursor, None
         if cursor is None:
             return

@@ -130,7 +130,7 @@ class SpanReader:
             blocks = await chain.blocks(first, last)
             if blocks[-1].block_hash != span.next_hash:
                 raise ChainInconsistent(f"shows another block {last} than the one that the stored chain hangs on")
-            return blocks
+            return await self._nodes.vouched(chain, blocks)
 
         blocks = await self._nodes.ask(work)
         done = await spans.step(self._database, span, blocks, lease_seconds=self._reading.lease_seconds)

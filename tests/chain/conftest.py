@@ -27,8 +27,8 @@ class Meter:
         self.calls: list[tuple[str, str, str]] = []
         self.seconds: list[float] = []
 
-    def __call__(self, network: str, method: str, outcome: str, seconds: float) -> None:
-        self.calls.append((network, method, outcome))
+    def __call__(self, network: str, method: str, outcome: str, seconds: float, count: int) -> None:
+        self.calls += [(network, method, outcome)] * count
         self.seconds.append(seconds)
 
     @property

@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 
 from reconsup.chain.errors import (
     AnswerTooSlow,
+    CallRefused,
     ChainInconsistent,
     ChainUnavailable,
     EndpointsDisagree,
@@ -351,5 +352,31 @@ def test_of_a_single_endpoint_nothing_is_told_here(twins: Twins) -> None:
             with capture_logs() as logs, pytest.raises(ChainInconsistent):
                 await group.who_answers()
             assert logs == []
+
+    asyncio.run(run())
+
+
+def test_a_refused_call_costs_the_endpoint_a_second_and_not_its_standing(twins: Twins) -> None:
+    """It answers: whoever asks for something that it does not have (an old balance) must not take it from the scan.
+
+    Seen to fail (set aside for five minutes, and told) when a refusal counts as a failure.
+    """
+
+    async def run() -> None:
+        async with nodes_at(*twins.urls) as group:
+
+            async def old_balance(chain: EvmChain) -> object:
+                return await chain.endpoint.call("eth_getBalance", "0x" + "5" * 40, "0xffffff")
+
+            with capture_logs() as logs:
+                for _ in range(20):
+                    with pytest.raises(CallRefused):
+                        await group.nodes.ask(old_balance)
+                    await group.wait(1)
+                    assert group.nodes.has_another(group.chains[0])
+            assert logs == []
+            twins.clear()
+            assert await group.who_answers() == "a"
+            assert twins.at_a.requests == [[NUMBER] * 3]  # nor is it asked again who it is
 
     asyncio.run(run())

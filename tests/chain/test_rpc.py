@@ -5,6 +5,7 @@ import gzip
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_a_call_returns_its_result_and_is_metered(anvil: Anvil, meter: Meter) ->
 def test_a_batch_is_one_http_request_and_meters_every_call(proxy: Proxy, meter: Meter) -> None:
     assert batch(proxy.url, [CHAIN_ID, NUMBER, CHAIN_ID], meter) == ["0x7a69", "0x0", "0x7a69"]
     assert proxy.requests == [[CHAIN_ID, NUMBER, CHAIN_ID]]
-    assert [method for _, method, _ in meter.calls] == [CHAIN_ID, NUMBER, CHAIN_ID]
+    assert Counter(method for _, method, _ in meter.calls) == {CHAIN_ID: 2, NUMBER: 1}
 
 
 def test_a_refused_call_of_a_batch_leaves_the_others(anvil: Anvil, meter: Meter) -> None:

@@ -20,9 +20,9 @@ WHOM_TO_BELIEVE = {
         SCANNER,
         (
             Swap(
-                "        await self._nodes.agree_on_blocks("
-                "self._chain, headers, lambda: cursors.stored_hashes(self._database, cursor))\n",
-                "        assert headers\n",
+                "await self._nodes.agree_on_blocks(\n            self._chain, headers, "
+                "lambda: cursors.stored_hashes(self._database, cursor)\n        )",
+                "headers[-1].height",
             ),
         ),
         f"{SCAN_TESTS}::test_while_two_endpoints_show_different_forks_nothing_is_written[b comes over]",
@@ -87,10 +87,17 @@ WHOM_TO_BELIEVE = {
     ),
     "a quorum that is not counted": Mutant(
         NODES,
-        (Swap("if agreeing < self._quorum:", "if agreeing < 1:"),),
+        (Swap("if agreeing < self._quorum:", "if agreeing < 1:"), Swap("[self._quorum - 1]", "[0]")),
         f"{WITNESS_TESTS}::test_a_quorum_waits_until_so_many_show_the_same",
         "blocks are stored that fewer endpoints show than the operator asked for",
         fails_with=NOT_RAISED,
+    ),
+    "a quorum that only the highest block can have": Mutant(
+        NODES,
+        (Swap("if other.height >= first.height else []", "if other.height == top.height else []"),),
+        f"{WITNESS_TESTS}::test_a_quorum_stores_what_it_shows_while_one_of_it_is_always_behind",
+        "on a fast chain nothing is ever stored",
+        fails_with="QuorumMissing",
     ),
     "a second reading that compares hashes only": Mutant(
         NODES,
@@ -165,6 +172,15 @@ WHOM_TO_ASK = {
         (Swap("min(self.failures - 1, 20)", "0"),),
         f"{NODES_TESTS}::test_one_that_fails_again_and_again_is_asked_ever_more_rarely_and_at_least_every_five_minutes",
         "a dead endpoint delays a commit every second",
+    ),
+    "a refusal that counts as a failure": Mutant(
+        NODE,
+        (
+            Swap("self.failures += why is not Aside.REFUSES", "self.failures += 1"),
+            Swap("0 if why is Aside.REFUSES else min", "min"),
+        ),
+        f"{NODES_TESTS}::test_a_refused_call_costs_the_endpoint_a_second_and_not_its_standing",
+        "a balance that no endpoint keeps takes all endpoints from the scan",
     ),
     "a head that stands still unnoticed": Mutant(
         SCANNER,

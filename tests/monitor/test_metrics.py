@@ -183,6 +183,8 @@ def test_the_table_has_the_names_of_the_contract() -> None:
     ours = {
         "reconsup_settlements_repaired_total": (),
         "reconsup_row_failures_total": ("reason",),
+        "reconsup_audits_total": ("network",),
+        "reconsup_audit_settlements_total": ("network", "how"),
         "reconsup_rpc_disagreements_total": ("network",),
     }
 

@@ -13,6 +13,7 @@ from reconsup.payments.settlement import Orphaning, Settlement
 
 DEADLINE = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SCANNED = 1000
+AUDITED = DEADLINE + timedelta(days=1)  # the time of the block at which the balance was compared
 CHAIN_ID = 31337
 BLOCK_SECONDS = 12.0
 POLICY = Policy(confirmations=3, finality_confirmations=6, expiry_confirmations=12)
@@ -82,8 +83,8 @@ def decided(
     policy: Policy = POLICY,
     **facts: Any,
 ) -> Decision:
-    """What becomes of a request for 100 wei (3 blocks confirm, 6 are final, 12 expire)."""
+    """What becomes of a request for 100 wei (3 blocks confirm, 6 are final, 12 expire), its balance compared."""
     of = request(status) if isinstance(status, Status) else status
-    decision = decide(of, Facts(settlements=settlements, **facts), view, policy)
+    decision = decide(of, Facts(settlements=settlements, **{"audited_time": AUDITED} | facts), view, policy)
     assert isinstance(decision, Decision)
     return decision

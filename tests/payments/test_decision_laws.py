@@ -25,7 +25,7 @@ from reconsup.payments.decision import (
 )
 from reconsup.payments.request import TRANSITIONS, PaymentRequest, Reason, Status
 from reconsup.payments.settlement import Settlement
-from tests.payments.make import MAX_AMOUNT, SCANNED, after_deadline, chain, lost, paid, request
+from tests.payments.make import AUDITED, MAX_AMOUNT, SCANNED, after_deadline, chain, lost, paid, request
 
 OPEN = (Status.PENDING, Status.DETECTED, Status.REORGED)
 # Around every bound: amounts about the expected 100, times about the deadline, depths about the policy's.
@@ -82,7 +82,7 @@ def known_facts(settlements: list[Settlement], age_seconds: float | None, counte
         dataclasses.replace(each, evidence_ref=f"{each.evidence_ref}:{index}") for index, each in enumerate(settlements)
     )
     then = None if counted is None else Counted(_amounts(found, counted), _gone(found, counted))
-    return Facts(settlements=found, confirmed_age_seconds=age_seconds, counted=then)
+    return Facts(settlements=found, confirmed_age_seconds=age_seconds, counted=then, audited_time=AUDITED)
 
 
 def _amounts(settlements: Sequence[Settlement], counted: int) -> dict[str, int]:

@@ -9,7 +9,7 @@ import pytest
 from reconsup.payments.decision import AT_ONCE, WHEN_TOUCHED, Decision, Facts, Look, Policy, Tag, decide
 from reconsup.payments.request import PaymentRequest, Status
 from reconsup.payments.settlement import Settlement
-from tests.payments.make import BEFORE, OVER, POLICY, SCANNED, after_deadline, chain, lost, paid, request
+from tests.payments.make import AUDITED, BEFORE, OVER, POLICY, SCANNED, after_deadline, chain, lost, paid, request
 
 HOUR = 3600.0
 UNTIL_DEEP = POLICY.expiry_confirmations * BEFORE.block_seconds
@@ -24,7 +24,7 @@ def look(
     **view: Any,
 ) -> Look:
     """The next look at a request that stays or becomes what the caller expects."""
-    decision = decide(of, Facts(settlements), chain(tip, **view), policy)
+    decision = decide(of, Facts(settlements, audited_time=AUDITED), chain(tip, **view), policy)
     assert isinstance(decision, Decision)
     return decision.look
 
@@ -168,7 +168,7 @@ def test_where_the_same_facts_lead_further_it_is_looked_at_at_once(
     before: Status, settlements: tuple[Settlement, ...], after: Status
 ) -> None:
     """Seen to fail without it: the second step waited up to six hours for the barrier of the first."""
-    decision = decide(request(before), Facts(settlements), OVER, HALVES)
+    decision = decide(request(before), Facts(settlements, audited_time=AUDITED), OVER, HALVES)
 
     assert isinstance(decision, Decision)
     assert (decision.status, decision.look) == (after, AT_ONCE)
@@ -178,7 +178,7 @@ def test_the_clock_decides_no_status() -> None:
     """Only when to look: the same chain, seen an hour after its tip or at once, leads to the same status."""
     for view in (BEFORE, OVER):
         for before in Status:
-            facts = Facts((paid(60, 9), lost(40)))
+            facts = Facts((paid(60, 9), lost(40)), audited_time=AUDITED)
             fresh, old = (
                 decide(request(before), facts, dataclasses.replace(view, tip_age_seconds=age), POLICY)
                 for age in (0.0, 3600.0)

@@ -328,3 +328,20 @@ def test_the_same_address_for_two_tokens_is_no_twin(emptied: Emptied) -> None:
     asyncio.run(story())
     assert [row["amount_minor"] for row in settlements_of(emptied, native).values()] == [7]
     assert [row["amount_minor"] for row in settlements_of(emptied, dollars).values()] == [8]
+
+
+def test_more_blocks_than_the_tail_holds_are_matched_before_they_leave_it(emptied: Emptied) -> None:
+    """Seen to fail (no settlement) when the tail is pruned before the credits are joined."""
+
+    async def run() -> None:
+        id_ = emptied.insert(address_canonical=ADDRESS)
+        chain = Chain()
+        chain.mine(ether(ADDRESS, 5), time=now())
+        for _ in range(80):
+            chain.mine(time=now() + timedelta(hours=2))
+        async with store(emptied) as database:
+            done = await committed(database, await born(database, chain), *chain.blocks, tail_blocks=64)
+        assert done.cursor.tail_start > chain.blocks[0].height
+        assert [row["amount_minor"] for row in settlements_of(emptied, id_).values()] == [5]
+
+    asyncio.run(run())

@@ -99,7 +99,7 @@ class Race:
 
     async def reader(self, database: Database, owner: str) -> None:
         while not self.is_over:
-            span = await spans.read(database, NETWORK, join_seconds=0.02)
+            span = await spans.read(database, NETWORK, join_seconds=0.05)
             if span is None or (span.owner != owner and not span.is_free):
                 await self.pause()
             elif span.owner != owner:
@@ -108,7 +108,8 @@ class Race:
                 closed = await spans.close(database, span)
                 self.spans += closed is not None and closed.is_over
             else:
-                lowest = max(FIRST, span.next_height - self.random.randrange(8))
+                await self.pause()
+                lowest = max(FIRST, span.next_height - self.random.randrange(3))
                 blocks = self.chain.blocks[lowest - FIRST : span.next_height - FIRST + 1]
                 done = await spans.step(database, span, blocks, lease_seconds=LEASE_SECONDS)
                 self.settled_below += done.settlements if done else 0
@@ -127,7 +128,7 @@ class Race:
                 for _ in range(2)
             ]
             heights = range(FIRST + 3, FIRST + len(self.chain.blocks))  # the first ones would need what nobody has
-            moments = sorted((height + self.random.choice((-2, 0, 0, 1, 4, 8, 30)), height) for height in heights)
+            moments = sorted((height + self.random.choice((-2, 0, 0, 1, 4, 5, 6, 8, 30)), height) for height in heights)
             scanners = [self.scanner(await database(f"scan-{n}"), cursor) for n in range(2)]
             others = [self.worker(await database(f"work-{n}"), f"work-{n}#{n:016x}") for n in range(4)]
             others += [self.reader(await database(f"span-{n}"), f"span-{n}#{n:016x}") for n in range(2)]
@@ -153,8 +154,9 @@ class Race:
 def test_no_payment_falls_between_scanners_admissions_and_spans(emptied: Emptied, blocks: int, seed: int) -> None:
     """Each request is settled once, and its past is read in the end.
 
-    Seen to fail (some are never settled) when the admission reads the cursor without its lock, when the commit joins
-    before it has the cursor, and when a request may join a span that is begun.
+    Seen to fail (18 and 48 of the 171 payments were never settled) when a request is a member of a span that is begun
+    and the end of a span admits whoever is marked: each of the two guards alone holds. And (one is never admitted) when
+    the admission does not lock the cursor.
     """
     race = Race(emptied, blocks, seed)
     asyncio.run(race.run())

@@ -9,13 +9,14 @@ import asyncio
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import LiteralString
 
 import pytest
 
 from reconsup.chain.block import Block, Header
 from reconsup.payments.request import Reason, Status
 from reconsup.payments.settlement import Orphaning
-from reconsup.store import admission, backlog, leases, refusals, spans, view
+from reconsup.store import admission, audit, backlog, findings, leases, refusals, spans, view
 from reconsup.store import cursor as cursors
 from reconsup.store.persist import persist
 from reconsup.store.spans import Span
@@ -62,6 +63,7 @@ PKEY = "payment_requests_pkey"
 MATCH = "reconsup_match_idx"
 DUE_HEIGHT = "reconsup_due_height_idx"
 BY_OWNER = "reconsup_lease_owner_idx"
+AUDIT = "reconsup_audit_idx"
 
 # By function. Pages: those of one statement; each row of a batch costs up to a hundred, because it is found by its
 # id once or twice, and an update that finds no room on its page writes to each index.
@@ -84,11 +86,18 @@ EXPECTED: dict[str, Expected] = {
     "tell of the refused": by(PKEY, pages_max=20 * FEW),
     "claim a suspect": by(PKEY, "reconsup_suspect_idx", pages_max=150),
     "sweep": by(PKEY, "reconsup_forgotten_idx", pages_max=100 * FORGOTTEN),
+    "audit": by(AUDIT, pages_max=30 * BATCH),
+    "audit before expiry": by(AUDIT, pages_max=30 * BATCH),
+    "mark": by(PKEY, pages_max=80 * BATCH),
+    "open a case": by(PKEY, MATCH, pages_max=20 * FEW),
+    "record a finding": by(PKEY, MATCH, pages_max=20 * FEW),
 }
 
 # Where a million rows may still be gone through, as measured: PostgreSQL cannot know that what it looks for is rare.
 UNBOUNDED: set[tuple[str, Statistics]] = {
     ("find the refused", OF_ONE_ROW),  # as the claim, which it is
+    ("audit", OF_ONE_ROW),
+    ("audit before expiry", OF_ONE_ROW),
 }
 
 
@@ -151,6 +160,37 @@ async def rare_roads(planned: Planned) -> None:
     assert await planned.of("sweep", leases.sweep(planned, [NETWORK])) == FORGOTTEN
 
 
+async def auditors_road(planned: Planned) -> None:
+    """A page of requests is compared, a page is marked before it expires, and one of them got money without a log."""
+    cursor = await cursors.take(planned, NETWORK, owner=SCANNER, lease_seconds=30)
+    assert cursor is not None
+    await planned.of("prepare", planned.fetch(_ADMITTED, {"last": f"pr_{3 * BATCH:08}"}))
+    first = await planned.of("audit", audit.read_page(planned, NETWORK, None, limit=BATCH))
+    assert first is not None
+    second = await planned.of("audit", audit.read_page(planned, NETWORK, first.last, limit=BATCH))
+    assert second is not None
+    assert len({each.id for each in first.accounts + second.accounts}) == 2 * BATCH
+    ended = now() + timedelta(days=2)
+    due = await planned.of(
+        "audit before expiry", audit.read_page(planned, NETWORK, None, limit=BATCH, ends_before=ended)
+    )
+    assert due is not None
+    assert len(due.accounts) == BATCH
+    assert await planned.of("mark", audit.mark(planned, cursor, due, due.accounts)) == BATCH
+    case = await planned.of("open a case", findings.open_case(planned, cursor, second.accounts[0].id))
+    assert case is not None
+    money = findings.Found(f"{due.block_hash}:delta", 1000, due.height, due.block_hash)
+    finding = findings.Finding(due.height, due.block_hash, (money,), 0, 0, 0)
+    recorded = await planned.of("record a finding", findings.record(planned, cursor, case, finding))
+    assert recorded == (money.evidence_ref,)
+
+
+_ADMITTED: LiteralString = """
+UPDATE app.payment_requests SET reconcile_admitted_height = 1
+WHERE chain = 'ethereum' AND network = 'local' AND id <= %(last)s
+"""
+
+
 async def road_down(planned: Planned) -> None:
     """The span that the batch opened: a block that pays them all, one that is older than all, and its end."""
 
@@ -182,6 +222,7 @@ def plans_of(bulk: Bulk, mode: Mode) -> dict[str, list[Plan]]:
             await road_down(planned)
             await scanners_road(planned)
             await rare_roads(planned)
+            await auditors_road(planned)
             return planned.plans
 
     found = defaultdict(list)

@@ -149,8 +149,16 @@ def test_check_says_everything_in_lines_and_exits_with_the_code_of_run(town: Tow
     good = reconsup("check", DATABASE_URL=town.database.url, PAYMENT_REQUEST_EVM_RPC_URLS_JSON=urls)
     assert good.returncode == 0, good.stdout
     assert "ok    endpoint local" in good.stdout
-    assert "the balance audit is off" in good.stdout
+    assert "ok    balance audit local: " in good.stdout
+    assert ": 5000 balances a call by state override, traces blocks" in good.stdout
     assert ", its blocks are proven" in good.stdout
+    off = reconsup(
+        "check",
+        DATABASE_URL=town.database.url,
+        PAYMENT_REQUEST_EVM_RPC_URLS_JSON=urls,
+        RECONSUP_BALANCE_AUDIT_JSON='{"local": false}',
+    )
+    assert "note  network local: the balance audit is off" in off.stdout
     away = f'{{"local": "http://127.0.0.1:{free_port()}/v2/key-4711"}}'
     endpoint = reconsup("check", DATABASE_URL=town.database.url, PAYMENT_REQUEST_EVM_RPC_URLS_JSON=away)
     assert endpoint.returncode == 76

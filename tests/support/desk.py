@@ -24,6 +24,7 @@ from reconsup.fleet.scoreboard import Scoreboard
 from reconsup.payments.decision import Policy
 from reconsup.payments.request import Network
 from reconsup.store import database as store
+from reconsup.worker.auditor import Auditor, Terms
 from reconsup.worker.pause import Pauses
 from reconsup.worker.reconciler import Duty, Reconciler
 from reconsup.worker.scanner import Scanner, Watch
@@ -80,6 +81,7 @@ class Desk:
         lease_seconds: float = LEASE_SECONDS,
         batch_size: int = 100,
         rpc_timeout_seconds: float = 5.0,
+        audit_blocks: int = 64,
     ) -> None:
         self.slot = slot
         self.owner = f"desk-{slot}#{next(_numbers):016x}"
@@ -96,6 +98,7 @@ class Desk:
         self.skipped_seconds = 0.0
         against = "scanned" if isinstance(policy.confirmations, int) else policy.confirmations
         self.watch = Watch(LOCAL, self.owner, lease_seconds, 15.0, tail_blocks, against)
+        self.terms = Terms(LOCAL, 15.0, audit_blocks, policy.expiry_confirmations, policy.expiry_grace_seconds)
         self.duty = Duty("desk-" + str(slot), self.owner, batch_size, lease_seconds, 15.0, {LOCAL: policy})
 
     async def __aenter__(self) -> Self:
@@ -109,7 +112,16 @@ class Desk:
         self.scanner.desk = self
         reading = Reading(LOCAL, self.owner, self.watch.lease_seconds, 15.0, join_seconds=0.0)
         self.reader = SpanReader(
-            reading, await self._store("span"), self.nodes, self.bell, pause(), is_served=lambda: self.scanner.is_served
+            reading,
+            await self._store("span"),
+            self.nodes.apart(),
+            self.bell,
+            pause(),
+            is_served=lambda: self.scanner.is_served,
+        )
+        nodes = Nodes(chains, clock=self._clock)  # as in the worker: of its own
+        self.auditor = Auditor(
+            self.terms, await self._store("audit"), nodes, self.scanner, self.cell, self.bell, pause()
         )
         self.reconciler = Reconciler(
             self.duty,
@@ -138,8 +150,8 @@ class Desk:
         """The endpoints' clock: nobody waits here, so it goes on by what the scanner would have waited."""
         return time.monotonic() + self.skipped_seconds
 
-    def _count(self, _: str, method: str, outcome: str, __: float) -> None:
-        self.calls.append((method, outcome))
+    def _count(self, _: str, method: str, outcome: str, __: float, count: int) -> None:
+        self.calls += [(method, outcome)] * count
 
     async def scan(self) -> float:
         """Turn until the scanner would wait; for how long."""
@@ -156,6 +168,11 @@ class Desk:
                 return
         raise AssertionError("the reconciler does not come to rest")
 
+    async def audit(self) -> None:
+        """Compare balances, if it is time for it and this desk's network has that."""
+        if self.duty.policies[LOCAL].audits_balances:
+            await self.auditor.turn()
+
     async def read_span(self) -> float:
         """Turn until the reader of spans would wait; for how long."""
         for _ in range(STEPS_MAX if self.reads_spans else 0):
@@ -166,10 +183,11 @@ class Desk:
         return 0.0
 
     async def work(self) -> None:
-        """Scan, then look; where that opened a span, read it, and look again."""
+        """Scan, look, read the span that this opened, audit, and look at what was touched."""
         await self.scan()
         await self.look()
         await self.read_span()
+        await self.audit()
         await self.look()
 
 
@@ -238,11 +256,12 @@ class Shop:
         )
 
     async def work(self) -> None:
-        """Scan, read the span, and look at everything that is not at rest, without waiting for its time."""
+        """Scan, read the span, audit, and look at everything that is not at rest, without waiting for its time."""
         await self.desk.scan()
         self.make_due()
         await self.desk.look()
         await self.desk.read_span()
+        await self.desk.audit()
         await self.desk.look()
 
     def rows(self) -> dict[str, dict[str, Any]]:

@@ -25,7 +25,7 @@ from tests.support.stage import WORKERS, Clock, Hand, Stage, Worker
 
 T = TypeVar("T")
 LEASE_SECONDS = 3600.0
-POLICY = Policy(confirmations=2, finality_confirmations=2, expiry_confirmations=3)
+POLICY = Policy(confirmations=2, finality_confirmations=2, expiry_confirmations=3, audits_balances=False)
 ADDRESSES = [f"0x{letter * 40}" for letter in "abcdef"]
 OLDER = "old-reconciler"
 DAY = timedelta(days=1)

@@ -15,13 +15,13 @@ class Node:
     """Blocks 100 to 119, as often as they are asked for; `gate` holds an answer back."""
 
     def __init__(self) -> None:
-        self.blocks = Chain(first=100).mined(20)
+        self.mined = Chain(first=100).mined(20)
         self.asked: list[tuple[int, int]] = []
         self.cancelled = 0
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def read(self, first: int, last: int) -> list[Block]:
+    async def blocks(self, first: int, last: int) -> list[Block]:
         self.asked.append((first, last))
         try:
             await self.gate.wait()
@@ -30,13 +30,13 @@ class Node:
             raise
         if last > 119:
             raise ChainUnavailable("it is behind")
-        return self.blocks[first - 100 : last - 99]
+        return self.mined[first - 100 : last - 99]
 
 
 def on(story: Callable[[Node, ReadAhead], Awaitable[None]]) -> None:
     async def run() -> None:
         node = Node()
-        await story(node, ReadAhead(node.read))
+        await story(node, ReadAhead(node))
 
     asyncio.run(run())
 

@@ -162,6 +162,8 @@ def test_late_money_that_comes_while_a_request_expires_is_told(
             await shop.mine_at(now + timedelta(seconds=10))
             await shop.chain.mine(3)
             await shop.desk.scan()
+            await shop.desk.look()
+            await shop.desk.audit()
 
             async def paying() -> None:
                 await shop.pay(id_)

@@ -8,11 +8,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from reconsup.demo.anvil import Anvil
+from reconsup.monitor import metrics
 from tests.support.desk import Desk, Shop, open_shop
 from tests.support.postgres import Database
 from tests.support.proxy import Proxy, Reply, change
 from tests.support.twin_nodes import Twins, away, twin_nodes
 from tests.worker.conftest import NUMBER, RECEIPTS, everything
+from tests.worker.test_proof import lie, unknown_type
 
 pytestmark = pytest.mark.service
 
@@ -201,7 +203,7 @@ def test_no_cursor_is_born_on_a_block_that_another_endpoint_does_not_have(databa
 
 @pytest.mark.parametrize("ending", ["b comes over", "b goes away", "a goes away", "a comes over"])
 def test_while_two_endpoints_show_different_forks_nothing_is_written(
-    database: Database, twins: Twins, ending: str
+    database: Database, twins: Twins, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No flip-flop either: blocks are read from one of them only, and it is told once.
 
@@ -216,11 +218,14 @@ def test_while_two_endpoints_show_different_forks_nothing_is_written(
         twins.part(0, 4)
         before = everything(database)
         twins.clear()
+        counted: list[str] = []
+        monkeypatch.setattr(metrics.RPC_DISAGREEMENTS, "inc", lambda _, network: counted.append(network))
         with capture_logs() as logs:
             for _ in range(8):
                 assert await shop.desk.scanner.turn() > 0
                 await shop.desk.look()
         assert everything(database) == before
+        assert counted == ["local"] * 8
         assert (reads(twins.at_a), reads(twins.at_b)) == (8, 0)
         assert [log["event"] for log in logs].count("endpoints_disagree") == 1
         _end(ending, twins)
@@ -337,3 +342,22 @@ def test_a_quorum_of_two_stores_what_both_show_and_waits_for_the_slower_one(data
         assert shop.status(id_) == "confirmed"
 
     over(database, twins, story, quorum=2)
+
+
+def test_a_block_that_cannot_be_proven_counts_as_proven_where_both_give_it_alike(
+    database: Database, twins: Twins
+) -> None:
+    """Seen to fail (the network is shown as unproven) without Nodes.vouched; with one endpoint it is unproven."""
+
+    async def story(shop: Shop) -> None:
+        await shop.desk.work()
+        twins.at_a.spoil = twins.at_b.spoil = lie(unknown_type)
+        id_ = await paid(shop, twins, 2)
+        await shop.desk.work()
+        assert (shop.status(id_), shop.cursor()["unproven_height"]) == ("confirmed", None)
+        twins.at_b.spoil = away
+        await paid(shop, twins, 1)
+        await shop.desk.work()
+        assert shop.cursor()["unproven_height"] == shop.scanned()
+
+    over(database, twins, story)

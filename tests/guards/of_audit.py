@@ -1,0 +1,100 @@
+"""The guards of the balance audit: what may be settled by it, by whom, and what may not expire without it."""
+
+from tests.guards.mutants import Mutant, Swap
+
+AUDIT = "reconsup.store.audit"
+FINDINGS = "reconsup.store.findings"
+EXPLAIN = "reconsup.worker.explain"
+AUDITOR = "reconsup.worker.auditor"
+DECISION = "reconsup.payments.decision"
+VIEW = "reconsup.store.view"
+BALANCES = "reconsup.chain.balances"
+
+TESTS = "tests/worker/test_audit.py"
+MEANWHILE = f"{TESTS}::test_what_changes_between_the_question_and_the_write_leaves_nothing_half_written"
+MINED_AGAIN = f"{TESTS}::test_money_that_a_reorg_takes_away_is_taken_back_and_counts_again_when_it_is_mined_again"
+SAME = "        if not _is_same(case, await _read(transaction, parameters), finding.height):\n            return None\n"
+
+OF_AUDIT = {
+    "audit: an expiry that asks for no mark": Mutant(
+        DECISION,
+        (Swap(" and not _waits_for_audit(request, facts, policy):\n", ":\n"),),
+        f"{TESTS}::test_no_native_request_expires_before_its_audit",
+        "a request that was paid by a contract expires while the node cannot tell balances",
+    ),
+    "audit: an expiry that does not ask whether all is explained": Mutant(
+        DECISION,
+        (Swap(" and facts.unexplained_minor:", " and False:"),),
+        f"{TESTS}::test_a_balance_that_cannot_be_placed_holds_back_the_expiry_with_an_alarm_and_no_confirmation",
+        "a request that was paid by a contract expires because nobody can say in which block",
+    ),
+    "audit: a mark that is believed by its height": Mutant(
+        VIEW,
+        (Swap("           AND b.block_hash = r.reconcile_audited_hash) END", "         ) END"),),
+        f"{TESTS}::test_a_mark_whose_block_a_reorg_took_away_is_void",
+        "a request expires by a balance of another branch",
+    ),
+    "audit: a finding of one who lost the scan lease": Mutant(
+        AUDIT,
+        (Swap("AND k.scan_lease_owner = %(owner)s AND k.scan_lease_epoch = %(epoch)s AND k.stop_", "AND k.stop_"),),
+        f"{MEANWHILE}[another holder]",
+        "two workers audit one network, and each settles what it finds",
+    ),
+    "audit: a finding of a stopped network": Mutant(
+        AUDIT,
+        (Swap("AND k.scan_lease_epoch = %(epoch)s AND k.stop_reason IS NULL ", "AND k.scan_lease_epoch = %(epoch)s "),),
+        f"{MEANWHILE}[stop]",
+        "money is settled on a chain that has contradicted itself",
+    ),
+    "audit: a finding in a block that is gone": Mutant(
+        FINDINGS,
+        (Swap(" or not await are_stored(transaction, parameters)", ""), Swap(SAME, "")),
+        f"{MEANWHILE}[reorg]",
+        "money of an orphaned block is settled after the rollback, and nothing takes it back",
+    ),
+    "audit: a finding that does not ask what was settled meanwhile": Mutant(
+        FINDINGS,
+        (Swap(SAME, ""),),
+        f"{MEANWHILE}[payment]",
+        "the same money is settled by the admission and by the audit: it counts twice",
+    ),
+    "audit: a finding for an address that was changed": Mutant(
+        FINDINGS,
+        (Swap(SAME, ""),),
+        f"{MEANWHILE}[address]",
+        "money of another address confirms the request",
+    ),
+    "audit: what was there before the request is a payment": Mutant(
+        EXPLAIN,
+        (Swap("return oldest, rest, rest.rest_minor, 0", "return oldest, _Rest(0, 0), 0, 0"),),
+        f"{TESTS}::test_what_was_there_before_the_request_is_not_money_for_it",
+        "an address with money on it is paid the moment it is handed out",
+    ),
+    "audit: no question for nonces before an expiry": Mutant(
+        AUDITOR,
+        (Swap("if nonce != each.nonce}", "if False}"),),
+        f"{TESTS}::test_an_address_that_sends_its_money_on_is_accounted_for[traces-True]",
+        "money that came and went between two audits is never seen, and the request expires",
+    ),
+    "audit: a difference that forgets when it was first seen": Mutant(
+        FINDINGS,
+        (Swap("OR (o.metadata -> 'reorg' ->> 'block_hash' = o.block_hash AND o.amount", "OR (false AND o.amount"),),
+        f"{MINED_AGAIN}[does not trace]",
+        "a payment in time becomes a late one by a reorg",
+    ),
+    "audit: a note that its own block belies": Mutant(
+        EXPLAIN,
+        (Swap("        if oldest > note.height:\n            return", "        if True:\n            return"),),
+        f"{TESTS}::test_the_same_blocks_come_back_bring_their_money_back",
+        "after a reorg there and back a payment stays taken back for good",
+    ),
+    "audit: a node that ignores the override": Mutant(
+        BALANCES,
+        (
+            Swap("    if not words or words[0] != len(addresses) * ADDRESS_BYTES:\n", "    if False:\n"),
+            Swap("words[1::2], words[2::2]", "words[1::2] or [], words[2::2] or []"),
+        ),
+        "tests/chain/test_balances.py::test_a_node_that_ignores_the_override_is_not_believed_to_say_that_all_is_empty",
+        "every balance is taken for nothing, and requests expire that were paid",
+    ),
+}
