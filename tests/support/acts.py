@@ -15,7 +15,7 @@ from tests.support.chronicle import Wanted
 from tests.support.laws import BrokenError
 from tests.support.postgres import insert_request
 from tests.support.puppet import Puppet, interleaved
-from tests.support.tale import DEPTH_MAX, FULL, HAS_AUDIT, NUMBERS, POLICY, SLOTS, Tale, address_of
+from tests.support.tale import DEPTH_MAX, FULL, NUMBERS, POLICY, SLOTS, Tale, address_of
 
 Step = tuple[str, int, int, int]
 Script = list[Step]
@@ -56,7 +56,7 @@ async def _pay(tale: Tale, whom: int, what: int, how: int) -> None:
     contract = tale.next_contract(number)
     if contract and how % 9 == 1:
         contract = tale.grounds.lookalike
-    await tale.pay(address_of(number), contract, amount, is_hidden=HAS_AUDIT and how % 7 > 4)
+    await tale.pay(address_of(number), contract, amount, is_hidden=how % 7 > 4)
 
 
 async def _mine(tale: Tale, blocks: int, seconds: int, _: int) -> None:
@@ -371,8 +371,8 @@ async def come_to_rest(tale: Tale) -> None:
     for _ in range(REST_ROUNDS_MAX):
         await tale.workers[0].to_the_end()
         tale.laws.look()
-        now = (tale.laws.tip(), tale.laws.statuses())
-        if now == before and now[0] == tale.chronicle.canonical[-1].hash:
+        now = (tale.laws.tip(), tale.laws.statuses(), tale.laws.open_spans())
+        if now == before and now[0] == tale.chronicle.canonical[-1].hash and not now[2]:
             return
         before = now
         tale.make_due()

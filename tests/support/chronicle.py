@@ -117,6 +117,15 @@ class Chronicle:
         """Whether some of a request's money can only be found by its balance."""
         return any(paid.is_hidden for _, paid in self.credits_of(wanted))
 
+    def held_before(self, wanted: Wanted) -> bool:
+        """Whether its address was ever paid coins before its first block: that is an alarm, and the row waits."""
+        return not wanted.contract and any(
+            (paid.address, paid.contract) == (wanted.address, "")
+            for block in self.blocks.values()
+            if block.time < wanted.created_at - SKEW
+            for paid in block.paid
+        )
+
     def is_surely_late(self, wanted: Wanted, tx: str) -> bool:
         """No block that ever held it was in time."""
         return min(self.times[tx]) > wanted.expires_at

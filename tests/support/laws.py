@@ -72,6 +72,10 @@ class Laws:
         """The status of each request."""
         return {row["id"]: row["status"] for row in self._all("SELECT id, status FROM app.payment_requests")}
 
+    def open_spans(self) -> int:
+        """How many spans of old blocks are still to be read."""
+        return len(self._all("SELECT FROM app.chain_spans"))
+
     def reasons(self) -> list[str]:
         """The reasons of the whole history, in no order."""
         return [reason for reasons in self._reasons.values() for reason in reasons]
@@ -84,6 +88,8 @@ class Laws:
     def _judge(self, wanted: Wanted, entry: dict[str, Any]) -> None:
         before, after, reason = entry["from_status"], entry["to_status"], entry["reason"]
         what = f"{wanted.id}: {before} → {after}, {reason}"
+        if reason == Reason.ROW_FAILED and self._chronicle.held_before(wanted):
+            return
         if reason in KEPT:  # told together with the step that led there, or later
             _must(after == self._status[wanted.id], f"{what}, but it is {self._status[wanted.id]}")
         else:
@@ -120,6 +126,8 @@ class Laws:
         rows = {row["id"]: row for row in self._all("SELECT * FROM app.payment_requests")}
         for wanted in self._wanted:
             row = rows[wanted.id]
+            if row["reconcile_error"] == "unexplained_balance" and self._chronicle.held_before(wanted):
+                continue
             may_be = self._chronicle.statuses(wanted, self._policy)
             _must(row["status"] in may_be, f"{wanted} ended as {row['status']}, not as {' or '.join(sorted(may_be))}")
             _must(row["reconcile_error"] is None, f"{wanted.id}: {row['reconcile_error']}")

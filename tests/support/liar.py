@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -85,14 +85,16 @@ class Node:
             response.content_length = len(reply.body) + 1000
         await response.prepare(request)
         await response.write(reply.body)
-        while isinstance(answered, Endless):  # until the reader hangs up, which is an error here
-            await response.write(b" " if answered.pause_seconds else ENDLESS_PIECE)
-            await asyncio.sleep(answered.pause_seconds)
+        with suppress(ConnectionError):  # the reader has hung up
+            while isinstance(answered, Endless):
+                await response.write(b" " if answered.pause_seconds else ENDLESS_PIECE)
+                await asyncio.sleep(answered.pause_seconds)
         if reply.cut:
             assert request.transport is not None
             request.transport.close()
             return response
-        await response.write_eof()
+        with suppress(ConnectionError):
+            await response.write_eof()
         return response
 
 

@@ -7,7 +7,6 @@ says. What may happen is tests.support.acts.
 """
 
 import contextlib
-import importlib.util
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -42,7 +41,6 @@ NUMBERS = 1000
 OLD_BLOCKS, OLD_SECONDS, OLD_PAYMENTS = 80, 60, 4
 # i = 0; while i < the data's length: call(the 20 bytes at i, value / their number); i += 20; as in tests.support.hidden
 SPLITTER_CODE = "0x60005b368110156026576000600060006000601436043404853560601c5af1506014016002565b00"
-HAS_AUDIT = importlib.util.find_spec("reconsup.worker.auditor") is not None
 QUORUM_OF_TWO = 3  # of a seed, modulo 4: the others of two endpoints believe one of them
 
 
@@ -145,7 +143,9 @@ class Tale:
         rows = f"UPDATE app.payment_requests SET reconcile_lease_until = now() - interval '1 ms',\
             next_reconcile_at = least(next_reconcile_at, now()) WHERE reconcile_lease_owner IS NOT NULL AND\
             reconcile_lease_until > now() AND {whose.format(column='reconcile_lease_owner')}"
-        for statement in (scan, rows) if of_rows else (scan,):
+        span = f"UPDATE app.chain_spans SET lease_until = now() - interval '1 ms'\
+            WHERE lease_until > now() AND {whose.format(column='lease_owner')}"
+        for statement in (scan, span, rows) if of_rows else (scan, span):
             self.outsider.execute(statement, {"owner": owner})
 
     def scanning(self, otherwise: int) -> Puppet:
@@ -225,8 +225,11 @@ class Tale:
 
 def figures_of(seed: int) -> dict[str, Any]:
     """How the workers of a tale are set: with a long tail or the shortest, and how many endpoints must agree."""
-    figures = {"tail_blocks": (64, 1000)[seed // 2 % 2], "quorum": 1 + (seed % 4 == QUORUM_OF_TWO)}
-    return figures | ({"audit_blocks": (1, 4, 64)[seed % 3]} if HAS_AUDIT else {})
+    return {
+        "tail_blocks": (64, 1000)[seed // 2 % 2],
+        "quorum": 1 + (seed % 4 == QUORUM_OF_TWO),
+        "audit_blocks": (1, 4, 64)[seed % 3],
+    }
 
 
 @contextlib.asynccontextmanager
