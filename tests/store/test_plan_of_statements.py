@@ -42,7 +42,12 @@ pytestmark = pytest.mark.service
 BATCH = 200
 DISCARDED_MAX = 10 * BATCH
 FEW = 20  # pages of what does nothing
-SMALL = {"chain_cursors", "chain_spans", "chain_blocks"}  # tables that stay small, and may be read from end to end
+SMALL = {
+    "chain_cursors",
+    "chain_spans",
+    "chain_blocks",
+    "request_balances",
+}  # tables that stay small, and may be read whole
 
 
 @dataclass(frozen=True, slots=True)
