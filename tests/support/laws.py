@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from psycopg.rows import dict_row
@@ -170,7 +170,7 @@ class Laws:
 
     def _all(self, query: str, *values: Any) -> list[dict[str, Any]]:
         with self._outsider.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(query, values).fetchall()  # type: ignore[arg-type]
+            return cursor.execute(cast(Any, query), values).fetchall()
 
 
 _AT_REST = """
