@@ -125,9 +125,10 @@ def test_whatever_happens_on_the_chain_the_statuses_are_right_in_the_end(
 ) -> None:
     """Seen to fail, at the seed in brackets, with one guard taken out (tests.guards has their text).
 
-    Of the claim: the lease's end (1), the new epoch (0). Of the persist: the touch (0). Of the rollback: its touch (1).
-    Of the scan: COMMIT only after the fence was read (27), the commit in several statements (9). Of the join: the token
-    (5), the request's first block (0), rows of any status (0) and not yet admitted (1).
+    Of the claim: the new epoch (0), the lease's end (0). Of the persist: the touch (0). Of the rollback: its touch (0).
+    Of the scan: COMMIT only after the fence was read (27), the commit in several statements (13). Of the join: rows of
+    any status (0) and not yet admitted (1), the request's first block (0), the token (5). A proof that goes when its
+    payment is mined again (0).
     What an orphaned branch had in time may end either way, so that it still counts is for tests.store to show.
     """
     tally = play_all(database, grounds, range(first, first + SEEDS_A_CASE))
