@@ -128,7 +128,7 @@ def test_whatever_happens_on_the_chain_the_statuses_are_right_in_the_end(
     Of the claim: the new epoch (0), the lease's end (0). Of the persist: the touch (0). Of the rollback: its touch (0).
     Of the scan: COMMIT only after the fence was read (27), the commit in several statements (13). Of the join: rows of
     any status (0) and not yet admitted (1), the request's first block (0), the token (5). A proof that goes when its
-    payment is mined again (0).
+    payment is mined again (0). The comparison of a block's roots (0). The expiry that waits for the audit (35).
     What an orphaned branch had in time may end either way, so that it still counts is for tests.store to show.
     """
     tally = play_all(database, grounds, range(first, first + SEEDS_A_CASE))
