@@ -243,7 +243,8 @@ class Auditor:
                 unexplained_minor=str(finding.unexplained_minor),
                 height=finding.height,
                 todo="this address holds more (or less) than was seen to arrive, and the node keeps no state so old, "
-                "or only one node says what it spent in the same block: look it up in a block explorer. The request does not expire by itself",
+                "or only one node says what it spent in the same block: look it up in a block explorer. The request "
+                "does not expire by itself",
             )
 
     def _failed(self, error: Exception) -> float:
