@@ -137,7 +137,7 @@ class Laws:
         _must((found := lease_history.complaints(self._database)) == [], f"leases: {found}")
 
     def _may_be_unexplained(self, wanted: Wanted) -> bool:
-        """Then the row waits, with an alarm, for somebody to look: that is right, and nothing is said of how it ends."""
+        """Then the row waits, with an alarm, for somebody to look: nothing is said of how it ends."""
         return self._chronicle.held_before(wanted) or self._chronicle.is_out_of_reach(wanted)
 
     def _compare_settlements(self, wanted: Wanted, status: str) -> None:
