@@ -53,6 +53,7 @@ _METHODS = frozenset(
         "eth_getBlockByNumber",
         "eth_getBlockReceipts",
         "eth_getLogs",
+        "eth_getProof",
         "eth_getTransactionByHash",
         "eth_getTransactionCount",
         "eth_getTransactionReceipt",

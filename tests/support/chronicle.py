@@ -6,7 +6,7 @@ and what could have been believed at some time.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -87,6 +87,7 @@ class Chronicle:
         receipts = await self._batch([("eth_getTransactionReceipt", [tx["hash"]]) for tx in txs])
         good = {tx["hash"] for tx, receipt in zip(txs, receipts, strict=True) if receipt["status"] == "0x1"}
         read = [_seen(block, of_block, good) for block, of_block in zip(raw, logs, strict=True)]
+        read = [await self._as_it_was(block) if any(paid.is_hidden for paid in block.paid) else block for block in read]
         all_receipts = await self._batch([("eth_getBlockReceipts", [block["hash"]]) for block in raw])
         self.raw |= {block["hash"]: (block, of) for block, of in zip(raw, all_receipts, strict=True)}
         below = self.canonical[:first] if self.chains else ()
@@ -96,6 +97,23 @@ class Chronicle:
             self.blocks[block.hash] = block
             for paid in block.paid:
                 self.times.setdefault(paid.tx, set()).add(block.time)
+
+    async def _as_it_was(self, block: Seen) -> Seen:
+        """Without hidden money that did not arrive: anvil was seen to mine a call again without what it had done."""
+        addresses = sorted({paid.address for paid in block.paid if paid.is_hidden})
+        heights = [hex(block.height), hex(block.height - 1)]
+        found = await self._batch([("eth_getBalance", [each, height]) for each in addresses for height in heights])
+        grown = {
+            each: int(after, 16) - int(before, 16)
+            for each, after, before in zip(addresses, found[::2], found[1::2], strict=True)
+        }
+        told = {
+            each: sum(paid.amount for paid in block.paid if (paid.address, paid.contract) == (each, ""))
+            for each in grown
+        }
+        return replace(
+            block, paid=tuple(p for p in block.paid if not p.is_hidden or grown[p.address] == told[p.address])
+        )
 
     async def _batch(self, calls: Sequence[Call]) -> list[Any]:
         answers = await self._node._endpoint.batch(calls) if calls else []
