@@ -88,6 +88,12 @@ OF_AUDIT = {
         f"{TESTS}::test_the_same_blocks_come_back_bring_their_money_back",
         "after a reorg there and back a payment stays taken back for good",
     ),
+    "audit: a mark that outlives the money it was set with": Mutant(
+        "reconsup.store.ledger",
+        (Swap("SET reconcile_audited_height = NULL, reconcile_audited_hash = NULL, next_", "SET next_"),),
+        f"{TESTS}::test_a_chain_that_comes_back_to_its_old_blocks_does_not_expire_what_they_paid",
+        "after a reorg there and back a request expires that was paid in time by a contract",
+    ),
     "audit: a node that ignores the override": Mutant(
         BALANCES,
         (

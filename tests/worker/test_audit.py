@@ -18,6 +18,7 @@ from tests.support import hidden
 from tests.support.desk import ETHER, POLICY, Desk, Shop, open_shop
 from tests.support.postgres import Database
 from tests.support.proxy import Proxy, Spoil
+from tests.support.twin_nodes import Twins, twin_nodes
 from tests.worker.conftest import everything
 from tests.worker.test_starvation import TRIGGER
 
@@ -432,6 +433,41 @@ def test_the_same_blocks_come_back_bring_their_money_back(database: Database, an
             assert total(shop, id_) == ETHER
 
     asyncio.run(run())
+
+
+def test_a_chain_that_comes_back_to_its_old_blocks_does_not_expire_what_they_paid(database: Database) -> None:
+    """The audit's mark is of a block that is ours again, and its settlement has been taken back.
+
+    Seen to fail (expired, though it was paid in time) when a rollback leaves the mark.
+    """
+
+    async def run(nodes: Twins) -> None:
+        async with open_shop(database, nodes.a, url=nodes.at_a.url, blocks=5, audit_blocks=1) as shop:
+            await hidden.deploy(shop.chain)
+            now = await shop.now()
+            id_ = await shop.request(created_at=now, expires_at=now + SOON)
+            await shop.chain.mine()
+            nodes.follow()
+            await shop.desk.work()
+            await split(shop.chain, await address_of(shop, id_))
+            await shop.mine_at(now + SOON + SECOND)
+            await shop.desk.scan()
+            await shop.desk.audit()
+            assert total(shop, id_) == ETHER
+            nodes.part(0, 3)
+            nodes.at_a.leads_to(nodes.b.url)
+            await shop.desk.scan()
+            assert total(shop, id_) == 0
+            nodes.at_a.leads_to(nodes.a.url)
+            await shop.chain.mine(10)
+            await shop.desk.scan()
+            await shop.desk.look()
+            assert shop.status(id_) == "pending"
+            await shop.desk.work()
+            assert (shop.status(id_), total(shop, id_)) == ("confirmed", ETHER)
+
+    with twin_nodes() as nodes:
+        asyncio.run(run(nodes))
 
 
 # an address that is not fresh, and one that does not only receive
