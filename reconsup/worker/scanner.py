@@ -346,7 +346,12 @@ class Scanner:
         self._progress_at = self._renewed_at = time.monotonic()
 
     async def _lost(self) -> float:
-        """The cursor is somebody else's now, or was moved: begin from what the database says."""
+        """The cursor is somebody else's now, or was moved: begin from what the database says.
+
+        With fewer blocks: perhaps it took longer than a lease to read them, and two who do that take it from each other
+        for ever.
+        """
+        self._range_blocks = max(1, self._range_blocks // 2)
         self._log.warning("scan_lease_lost")
         metrics.WRITES_REFUSED.inc(1, "lease_lost")
         await self._stand_back()
