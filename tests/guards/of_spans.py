@@ -154,8 +154,7 @@ MEMBERS = {
         PERSIST,
         (
             Swap(
-                "        WHEN l.error IN ('ambiguous_address', 'chain_id_mismatch', 'token_contract_missing')\n"
-                "          OR l.status IN",
+                '        WHEN"""\n    + _IS_NOBODYS\n    + """OR l.status IN',
                 "        WHEN l.status IN",
             ),
         ),
@@ -164,7 +163,7 @@ MEMBERS = {
     ),
     "a confirmed row that stays a member": Mutant(
         PERSIST,
-        (Swap("\n          OR l.status IN ('confirmed', 'expired') THEN NULL", " THEN NULL"),),
+        (Swap("OR l.status IN ('confirmed', 'expired') THEN NULL", "THEN NULL"),),
         f"{TESTS}::test_a_member_that_is_confirmed_meanwhile_is_none_any_more[confirmed]",
         "a row that another service locks later is waited for at the end of every span",
     ),

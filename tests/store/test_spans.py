@@ -243,7 +243,10 @@ def test_a_member_that_is_looked_at_again_changes_nothing(emptied: Emptied) -> N
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("error", ["ambiguous_address", "chain_id_mismatch", "token_contract_missing"])
+@pytest.mark.parametrize(
+    "error",
+    ["ambiguous_address", "chain_id_mismatch", "token_contract_missing", "token_contract_invalid", "address_invalid"],
+)
 def test_a_member_that_turns_out_to_be_wrong_is_none_any_more(emptied: Emptied, error: str) -> None:
     """What the span read meanwhile did not settle its money: it begins anew when it is put right.
 
