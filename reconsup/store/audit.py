@@ -264,18 +264,21 @@ _DUE_PAGE: LiteralString = (
     AND NOT EXISTS (
       SELECT FROM app.chain_blocks b
       WHERE b.chain = k.chain AND b.network = k.network AND b.height = r.reconcile_audited_height
-        AND b.block_hash = r.reconcile_audited_hash
+        AND b.block_hash || ' ' || lower(r.address_canonical) = r.reconcile_audited_hash
         AND b.block_time > r.expires_at + make_interval(secs => %(grace)s)
       OFFSET 0) """
     + _AND_SUMS
 )
 
+# Of a block and of an address: should somebody correct the address, it says nothing any more.
 MARK: LiteralString = (
     """
 WITH own AS MATERIALIZED (
   SELECT r.* FROM app.payment_requests r WHERE r.id = ANY (%(ids)s::text[]) ORDER BY r.id FOR NO KEY UPDATE OF r)
 UPDATE app.payment_requests r
-SET reconcile_audited_height = %(height)s, reconcile_audited_hash = %(hash)s, next_reconcile_at ="""
+SET reconcile_audited_height = %(height)s,
+    reconcile_audited_hash = %(hash)s || ' ' || lower(r.address_canonical),
+    next_reconcile_at ="""
     + TOUCHED
     + """
 WHERE r.id = ANY (ARRAY(

@@ -30,9 +30,25 @@ OF_AUDIT = {
     ),
     "audit: a mark that is believed by its height": Mutant(
         VIEW,
-        (Swap("           AND b.block_hash = r.reconcile_audited_hash) END", "         ) END"),),
+        (
+            Swap(
+                "           AND b.block_hash || ' ' || lower(r.address_canonical) = r.reconcile_audited_hash) END",
+                ") END",
+            ),
+        ),
         f"{TESTS}::test_a_mark_whose_block_a_reorg_took_away_is_void",
         "a request expires by a balance of another branch",
+    ),
+    "audit: a mark that is believed of any address": Mutant(
+        VIEW,
+        (
+            Swap(
+                "b.block_hash || ' ' || lower(r.address_canonical) = r.reconcile_audited_hash)",
+                "r.reconcile_audited_hash LIKE b.block_hash || ' %%')",
+            ),
+        ),
+        f"{TESTS}::test_a_mark_of_another_address_is_void",
+        "a request whose address was corrected expires by the balance of the wrong one",
     ),
     "audit: a finding of one who lost the scan lease": Mutant(
         AUDIT,

@@ -612,6 +612,34 @@ def test_a_mark_whose_block_a_reorg_took_away_is_void(database: Database, anvil:
     asyncio.run(run())
 
 
+def test_a_mark_of_another_address_is_void(database: Database, anvil: Anvil) -> None:
+    """It was marked, and before it was looked at somebody corrected its address, to one that a contract had paid.
+
+    Seen to fail (expired, though it was paid) when the mark is of a block alone.
+    """
+
+    async def run() -> None:
+        async with open_shop(database, anvil, blocks=5) as shop:
+            await hidden.deploy(shop.chain)
+            now = await shop.now()
+            id_ = await shop.request(created_at=now, expires_at=now + SOON)
+            await shop.desk.work()
+            right = "0x" + "c0" * 20
+            await split(shop.chain, right)
+            await shop.mine_at(now + SOON + SECOND)
+            await shop.chain.mine(4)
+            await shop.desk.scan()
+            await shop.desk.audit()
+            assert shop.row(id_)["reconcile_audited_height"] == shop.scanned()
+            database.execute("UPDATE app.payment_requests SET address_canonical = %s", [right])
+            await shop.desk.look()
+            assert shop.status(id_) == "pending"
+            await shop.desk.work()
+            assert (shop.status(id_), total(shop, id_)) == ("confirmed", ETHER)
+
+    asyncio.run(run())
+
+
 def test_with_the_audit_switched_off_a_request_expires_as_before(database: Database, anvil: Anvil) -> None:
     async def run() -> None:
         async with open_shop(database, anvil, blocks=5, policy=replace(POLICY, audits_balances=False)) as shop:
