@@ -587,6 +587,34 @@ def test_no_native_request_expires_before_its_audit(database: Database, anvil: A
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("standard", "contract"), [("", ""), (None, ""), ("", None)])
+def test_a_native_request_with_empty_texts_for_its_token_does_not_expire_unaudited(
+    database: Database, anvil: Anvil, standard: str | None, contract: str | None
+) -> None:
+    """Seen to fail (expired, though it was paid): where only nulls were native to the audit, and where half is null,
+    to which nothing is matched, and which was no row error.
+    """
+
+    async def run() -> None:
+        async with open_shop(database, anvil, blocks=5) as shop:
+            await hidden.deploy(shop.chain)
+            now = await shop.now()
+            ends = {"created_at": now, "expires_at": now + SOON}
+            token = {"token_standard": standard, "token_contract": contract, "token_decimals": None}
+            inside, plain = await shop.request(**ends, **token), await shop.request(**ends, **token)
+            await shop.work()
+            await shop.chain.send(await address_of(shop, plain), ETHER)
+            await split(shop.chain, await address_of(shop, inside))
+            await shop.mine_at(now + SOON + SECOND)
+            await shop.chain.mine(5)
+            await shop.work()
+            found = {(row["status"], row["reconcile_error"]) for row in shop.rows().values()}
+            served = ("confirmed", None) if standard == contract else ("pending", "token_contract_missing")
+            assert found == {served}
+
+    asyncio.run(run())
+
+
 def test_a_mark_whose_block_a_reorg_took_away_is_void(database: Database, anvil: Anvil) -> None:
     """Seen to fail (expired) when the mark is believed by its height alone."""
 
