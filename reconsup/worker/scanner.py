@@ -177,7 +177,7 @@ class Scanner:
         """Bring the cursor closer to the head."""
         latest = head.latest
         self._nodes.saw(self._chain, latest)
-        tags = Tags(latest.height, head.safe, head.finalized)
+        tags = Tags(latest.height, *await self._nodes.agree_on_tags(self._chain, head))
         if latest.block_hash == cursor.tip_hash:
             await self._nodes.compare_heads(self._chain, latest)
             await self._keep(cursor, tags)
