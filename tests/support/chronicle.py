@@ -16,6 +16,7 @@ from reconsup.payments.settlement import is_reached
 TRANSFER = "0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef"
 SPLITTER = "0x" + "a1" * 20  # as in tests.support.hidden
 SKEW = timedelta(minutes=15)
+TAIL_BLOCKS_MIN = 64  # the shortest tail that a tale has
 
 Call = tuple[str, list[Any]]
 
@@ -125,6 +126,11 @@ class Chronicle:
             if block.time < wanted.created_at - SKEW
             for paid in block.paid
         )
+
+    def is_out_of_reach(self, wanted: Wanted) -> bool:
+        """Whether hidden money of a request stands in a block that may have left the tail before anybody looked."""
+        lowest = len(self.canonical) - TAIL_BLOCKS_MIN
+        return any(paid.is_hidden and block.height < lowest for block, paid in self.credits_of(wanted))
 
     def is_surely_late(self, wanted: Wanted, tx: str) -> bool:
         """No block that ever held it was in time."""
