@@ -84,8 +84,8 @@ INDEXES = (
     ConcurrentIndex(
         "reconsup_audit_idx",
         "payment_requests",
-        "USING btree (chain, network, expires_at, id) WHERE ((token_standard IS NULL) AND (status = ANY"
-        " (ARRAY['pending'::text, 'detected'::text, 'reorged'::text])))",
+        "USING btree (chain, network, expires_at, id) WHERE ((COALESCE(token_standard, ''::text) = ''::text)"
+        " AND (status = ANY (ARRAY['pending'::text, 'detected'::text, 'reorged'::text])))",
     ),
 )
 

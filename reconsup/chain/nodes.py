@@ -30,7 +30,7 @@ from reconsup.chain.errors import (
     Undecided,
     WrongChain,
 )
-from reconsup.chain.evm import ChainIdentity, EvmChain
+from reconsup.chain.evm import ChainIdentity, EvmChain, Head
 from reconsup.chain.node import TODO, TODO_ELSE, Aside, Node, cause
 
 QUICK_SECONDS = (
@@ -68,6 +68,7 @@ class Nodes:
         self._top = -1
         self._compared_at = 0.0
         self._spell: type[Undecided] | None = None
+        self._agreed_tags: tuple[Header | None, Header | None] | None = None
         self._log = structlog.get_logger().bind(network=chains[0].network)
 
     def apart(self) -> "Nodes":
@@ -167,6 +168,27 @@ class Nodes:
                 raise self._contradiction(chain, node, height, shown, stored)
             agreeing += there is not None
         self._decided(agreeing, f"that block {height} was replaced")
+
+    async def agree_on_tags(self, chain: EvmChain, head: Head) -> tuple[Header | None, Header | None]:
+        """The safe and the finalized block of `head`, or lower ones that the quorum calls so (None: none).
+
+        The others are asked where there is a quorum, and the tags are not those that it agreed on last.
+        """
+        own = (head.safe, head.finalized)
+        if self._quorum == 1 or own == self._agreed_tags:
+            return own
+        heads = [head]
+        for node in self._usable(but=[self._of(chain)]):
+            try:
+                await self._meet(node)
+                heads.append(await node.chain.head())
+            except (ChainUnavailable, ChainInconsistent) as error:
+                self._failed(node, error)
+        safe, final = (
+            _highest([getattr(each, tag) for each in heads], shown_by=self._quorum) for tag in ("safe", "finalized")
+        )
+        self._agreed_tags = own if (safe, final) == own else None
+        return safe, final
 
     async def vouched(self, chain: EvmChain, blocks: Sequence[Block]) -> list[Block]:
         """The blocks, those proven that were not and that another endpoint gives with the same header and credits."""
@@ -367,3 +389,9 @@ class Nodes:
             )
         network = self._nodes[0].chain.network
         return QuorumMissing(f"{network}: {agreeing} of {self._quorum} endpoints show {what}: nothing is written")
+
+
+def _highest(headers: Sequence[Header | None], *, shown_by: int) -> Header | None:
+    """The highest one that so many reach."""
+    known = sorted((each for each in headers if each is not None), key=lambda each: each.height, reverse=True)
+    return known[shown_by - 1] if len(known) >= shown_by else None

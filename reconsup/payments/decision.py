@@ -227,7 +227,7 @@ def _is_over(request: PaymentRequest, money: _Money, view: ChainView, policy: Po
 
 
 def _audits(request: PaymentRequest, policy: Policy) -> bool:
-    return policy.audits_balances and request.token_contract is None
+    return policy.audits_balances and not request.token_contract
 
 
 def _waits_for_audit(request: PaymentRequest, facts: Facts, policy: Policy) -> bool:

@@ -113,6 +113,8 @@ class PaymentRequest:
             return RowError.CHAIN_ID_MISMATCH
         if bool(self.token_standard) != bool(self.token_contract):  # "" would be matched as native value
             return RowError.TOKEN_CONTRACT_MISSING
+        if (self.token_standard is None) != (self.token_contract is None):  # nothing would be matched (store.matching)
+            return RowError.TOKEN_CONTRACT_MISSING
         if not self.token_contract and self.asset != NATIVE_ASSET:  # USDT without its contract is not paid in wei
             return RowError.TOKEN_CONTRACT_MISSING
         if self.token_contract and not EVM_ADDRESS.fullmatch(self.token_contract):

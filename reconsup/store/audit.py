@@ -181,7 +181,8 @@ WHERE b.chain = %(chain)s AND b.network = %(network)s
 
 # What the audit can say something of: what a native credit could belong to (store.matching), once its past is read.
 AUDITED: LiteralString = """
-  r.chain = %(chain)s AND r.network = %(network)s AND r.token_standard IS NULL AND r.token_contract IS NULL
+  r.chain = %(chain)s AND r.network = %(network)s AND coalesce(r.token_standard, '') = ''
+  AND coalesce(r.token_contract, '') = '' AND (r.token_contract IS NULL) = (r.token_standard IS NULL)
   AND r.asset = 'ETH' AND r.status IN ('pending', 'detected', 'reorged') AND r.reconcile_admitted_height IS NOT NULL
   AND lower(r.address_canonical) ~ '^0x[0-9a-f]{40}$' """
 
@@ -234,7 +235,7 @@ SELECT k.next_height - 1 AS height, k.tip_hash, r.id, r.ends_at, r.address, a.is
 FROM app.chain_cursors k
 LEFT JOIN LATERAL (
   SELECT r.*, r.expires_at::text AS ends_at, lower(r.address_canonical) AS address FROM app.payment_requests r
-  WHERE r.chain = %(chain)s AND r.network = %(network)s AND r.token_standard IS NULL
+  WHERE r.chain = %(chain)s AND r.network = %(network)s AND coalesce(r.token_standard, '') = ''
     AND r.status IN ('pending', 'detected', 'reorged')
     AND (r.expires_at, r.id) > (%(after_end)s::timestamptz, %(after_id)s)
     AND r.expires_at BETWEEN %(after_end)s::timestamptz AND %(until)s::timestamptz
@@ -264,18 +265,21 @@ _DUE_PAGE: LiteralString = (
     AND NOT EXISTS (
       SELECT FROM app.chain_blocks b
       WHERE b.chain = k.chain AND b.network = k.network AND b.height = r.reconcile_audited_height
-        AND b.block_hash = r.reconcile_audited_hash
+        AND b.block_hash || ' ' || lower(r.address_canonical) = r.reconcile_audited_hash
         AND b.block_time > r.expires_at + make_interval(secs => %(grace)s)
       OFFSET 0) """
     + _AND_SUMS
 )
 
+# Of a block and of an address: should somebody correct the address, it says nothing any more.
 MARK: LiteralString = (
     """
 WITH own AS MATERIALIZED (
   SELECT r.* FROM app.payment_requests r WHERE r.id = ANY (%(ids)s::text[]) ORDER BY r.id FOR NO KEY UPDATE OF r)
 UPDATE app.payment_requests r
-SET reconcile_audited_height = %(height)s, reconcile_audited_hash = %(hash)s, next_reconcile_at ="""
+SET reconcile_audited_height = %(height)s,
+    reconcile_audited_hash = %(hash)s || ' ' || lower(r.address_canonical),
+    next_reconcile_at ="""
     + TOUCHED
     + """
 WHERE r.id = ANY (ARRAY(

@@ -315,6 +315,8 @@ ORPHANED: LiteralString = """
   s.block_hash = ANY(%(old_hashes)s::text[]) AND s.metadata ? 'first_block_time'
   AND (SELECT q.chain = %(chain)s AND q.network = %(network)s FROM app.payment_requests q
        WHERE q.id = s.payment_request_id)"""
+# Their audit's mark goes: should the chain return to the very blocks that are gone, a commit settles again what they
+# log, and nobody but another audit what they do not. Until then such a request must not expire.
 _TOUCH_ORPHANED: LiteralString = (
     """
 WITH orphaned AS MATERIALIZED (
@@ -324,7 +326,8 @@ WITH orphaned AS MATERIALIZED (
     + ORPHANED
     + """))
   ORDER BY r.id FOR NO KEY UPDATE OF r)
-UPDATE app.payment_requests r SET next_reconcile_at ="""
+UPDATE app.payment_requests r
+SET reconcile_audited_height = NULL, reconcile_audited_hash = NULL, next_reconcile_at ="""
     + TOUCHED
     + """
 WHERE r.id = ANY (ARRAY(SELECT id FROM orphaned))

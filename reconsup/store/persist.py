@@ -212,6 +212,11 @@ def _proof_as_json(proof: Orphaning) -> dict[str, Any]:
     }
 
 
+# While nobody can say whose money it is, none is settled.
+_IS_NOBODYS: LiteralString = """ l.error IN (
+          'ambiguous_address', 'chain_id_mismatch', 'token_contract_missing', 'token_contract_invalid',
+          'address_invalid') """
+
 # `locked` locks the whole batch in id order, reads the newest version of each row, and says which part of the
 # fence holds. The UPDATE repeats the fence on the row itself: that is what counts. While nobody could say whose money
 # it was, none was settled: once such a row is put right, the tail, or a span, is read again for it.
@@ -240,12 +245,14 @@ WITH locked AS MATERIALIZED (
         ELSE make_interval(secs => least(3600, 15 * 2 ^ least(r.reconcile_failures, 12))) END,
       reconcile_due_height = l.look_height,
       reconcile_admitted_height = CASE
-        WHEN l.error IN ('ambiguous_address', 'chain_id_mismatch', 'token_contract_missing', 'token_contract_invalid',
-                         'address_invalid') THEN NULL
+        WHEN"""
+    + _IS_NOBODYS
+    + """THEN NULL
         ELSE r.reconcile_admitted_height END,
       reconcile_span_height = CASE
-        WHEN l.error IN ('ambiguous_address', 'chain_id_mismatch', 'token_contract_missing')
-          OR l.status IN ('confirmed', 'expired') THEN NULL
+        WHEN"""
+    + _IS_NOBODYS
+    + """OR l.status IN ('confirmed', 'expired') THEN NULL
         ELSE r.reconcile_span_height END,
       reconcile_failures = CASE WHEN l.error IS NULL THEN 0 ELSE r.reconcile_failures + 1 END,
       reconcile_crashes = 0,

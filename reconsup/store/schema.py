@@ -143,7 +143,7 @@ Index(
     payment_requests.c.network,
     payment_requests.c.expires_at,
     payment_requests.c.id,
-    postgresql_where=text("token_standard IS NULL AND status IN ('pending', 'detected', 'reorged')"),
+    postgresql_where=text("COALESCE(token_standard, '') = '' AND status IN ('pending', 'detected', 'reorged')"),
 )
 Index(
     "reconsup_match_idx",

@@ -175,7 +175,7 @@ SELECT r.id, k.chain_id AS cursor_chain_id, k.scanned_height, k.tip_time, k.tip_
        CASE WHEN r.reconcile_audited_height IS NOT NULL THEN (
          SELECT b.block_time FROM app.chain_blocks b
          WHERE b.chain = r.chain AND b.network = r.network AND b.height = r.reconcile_audited_height
-           AND b.block_hash = r.reconcile_audited_hash) END AS audited_time,
+           AND b.block_hash || ' ' || lower(r.address_canonical) = r.reconcile_audited_hash) END AS audited_time,
        CASE WHEN r.reconcile_audited_height IS NOT NULL THEN coalesce((
          SELECT n.unexplained_minor FROM app.request_balances n
          WHERE n.payment_request_id = r.id AND (n.height < k.tail_start OR EXISTS (

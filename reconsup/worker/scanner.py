@@ -177,7 +177,7 @@ class Scanner:
         """Bring the cursor closer to the head."""
         latest = head.latest
         self._nodes.saw(self._chain, latest)
-        tags = Tags(latest.height, head.safe, head.finalized)
+        tags = Tags(latest.height, *await self._nodes.agree_on_tags(self._chain, head))
         if latest.block_hash == cursor.tip_hash:
             await self._nodes.compare_heads(self._chain, latest)
             await self._keep(cursor, tags)
@@ -346,7 +346,12 @@ class Scanner:
         self._progress_at = self._renewed_at = time.monotonic()
 
     async def _lost(self) -> float:
-        """The cursor is somebody else's now, or was moved: begin from what the database says."""
+        """The cursor is somebody else's now, or was moved: begin from what the database says.
+
+        With fewer blocks: perhaps it took longer than a lease to read them, and two who do that take it from each other
+        for ever.
+        """
+        self._range_blocks = max(1, self._range_blocks // 2)
         self._log.warning("scan_lease_lost")
         metrics.WRITES_REFUSED.inc(1, "lease_lost")
         await self._stand_back()

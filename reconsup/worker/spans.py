@@ -132,12 +132,15 @@ class SpanReader:
                 raise ChainInconsistent(f"shows another block {last} than the one that the stored chain hangs on")
             return await self._nodes.vouched(chain, blocks)
 
+        started = time.monotonic()
         blocks = await self._nodes.ask(work)
+        seconds_each = max(1e-6, time.monotonic() - started) / len(blocks)
         done = await spans.step(self._database, span, blocks, lease_seconds=self._reading.lease_seconds)
         if done is None:
             return self._lost()
         self._failures = 0
-        self._range_blocks = min(READ_BLOCKS_MAX, self._range_blocks * 2)
+        in_time = int(self._reading.lease_seconds / 6 / seconds_each)  # as of the scanner's ranges
+        self._range_blocks = max(1, min(READ_BLOCKS_MAX, self._range_blocks * 2, in_time))
         self._count(blocks, done)
         if done.refused:
             journal.tell_refused(
@@ -173,7 +176,12 @@ class SpanReader:
         return 0.0
 
     def _lost(self) -> float:
-        """Somebody else reads it, or joined it, or its network stopped: begin from what the database says."""
+        """Somebody else reads it, or joined it, or its network stopped: begin from what the database says.
+
+        With fewer blocks: perhaps it took longer than a lease to read them, and two who do that take it from each other
+        for ever.
+        """
+        self._range_blocks = max(1, self._range_blocks // 2)
         self._log.info("span_moved")
         return RETRY_SECONDS_MIN
 

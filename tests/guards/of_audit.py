@@ -33,9 +33,25 @@ OF_AUDIT = {
     ),
     "audit: a mark that is believed by its height": Mutant(
         VIEW,
-        (Swap("           AND b.block_hash = r.reconcile_audited_hash) END", "         ) END"),),
+        (
+            Swap(
+                "           AND b.block_hash || ' ' || lower(r.address_canonical) = r.reconcile_audited_hash) END",
+                ") END",
+            ),
+        ),
         f"{TESTS}::test_a_mark_whose_block_a_reorg_took_away_is_void",
         "a request expires by a balance of another branch",
+    ),
+    "audit: a mark that is believed of any address": Mutant(
+        VIEW,
+        (
+            Swap(
+                "b.block_hash || ' ' || lower(r.address_canonical) = r.reconcile_audited_hash)",
+                "r.reconcile_audited_hash LIKE b.block_hash || ' %%')",
+            ),
+        ),
+        f"{TESTS}::test_a_mark_of_another_address_is_void",
+        "a request whose address was corrected expires by the balance of the wrong one",
     ),
     "audit: a finding of one who lost the scan lease": Mutant(
         AUDIT,
@@ -90,6 +106,12 @@ OF_AUDIT = {
         (Swap("        if oldest > note.height:\n            return", "        if True:\n            return"),),
         f"{TESTS}::test_the_same_blocks_come_back_bring_their_money_back",
         "after a reorg there and back a payment stays taken back for good",
+    ),
+    "audit: a mark that outlives the money it was set with": Mutant(
+        "reconsup.store.ledger",
+        (Swap("SET reconcile_audited_height = NULL, reconcile_audited_hash = NULL, next_", "SET next_"),),
+        f"{TESTS}::test_a_chain_that_comes_back_to_its_old_blocks_does_not_expire_what_they_paid",
+        "after a reorg there and back a request expires that was paid in time by a contract",
     ),
     "audit: a node that ignores the override": Mutant(
         BALANCES,

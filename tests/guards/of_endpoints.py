@@ -16,6 +16,12 @@ SCAN_TESTS = "tests/worker/test_two_endpoints.py"
 NOT_RAISED = "Failed: DID NOT RAISE"
 
 WHOM_TO_BELIEVE = {
+    "a tag on the word of one": Mutant(
+        SCANNER,
+        (Swap("*await self._nodes.agree_on_tags(self._chain, head))", "head.safe, head.finalized)"),),
+        f"{SCAN_TESTS}::test_what_one_endpoint_calls_final_confirms_nothing_where_a_quorum_is_asked_for",
+        "one endpoint confirms what a reorg may still take, and then stops the network",
+    ),
     "blocks that no other endpoint is asked about": Mutant(
         SCANNER,
         (

@@ -154,17 +154,22 @@ MEMBERS = {
         PERSIST,
         (
             Swap(
-                "        WHEN l.error IN ('ambiguous_address', 'chain_id_mismatch', 'token_contract_missing')\n"
-                "          OR l.status IN",
+                '        WHEN"""\n    + _IS_NOBODYS\n    + """OR l.status IN',
                 "        WHEN l.status IN",
             ),
         ),
         f"{TESTS}::test_a_member_that_turns_out_to_be_wrong_is_none_any_more[ambiguous_address]",
         "what the span settled for nobody while the row was wrong is never settled: " + UNSEEN,
     ),
+    "native money that is settled in both its forms": Mutant(
+        "reconsup.store.matching",
+        (Swap("_ALONE + _SEEN_ONCE + _ON_CONFLICT", "_ALONE + ' ORDER BY r.id, c.evidence_ref' + _ON_CONFLICT"),),
+        f"{TESTS}::test_native_money_that_was_settled_before_its_logs_were_read_is_not_settled_again[logged now]",
+        "half a payment confirms a request: it counts twice",
+    ),
     "a confirmed row that stays a member": Mutant(
         PERSIST,
-        (Swap("\n          OR l.status IN ('confirmed', 'expired') THEN NULL", " THEN NULL"),),
+        (Swap("OR l.status IN ('confirmed', 'expired') THEN NULL", "THEN NULL"),),
         f"{TESTS}::test_a_member_that_is_confirmed_meanwhile_is_none_any_more[confirmed]",
         "a row that another service locks later is waited for at the end of every span",
     ),

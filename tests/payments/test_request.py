@@ -78,6 +78,8 @@ def test_the_table_cannot_be_changed() -> None:
             RowError.TOKEN_CONTRACT_MISSING,
             id="a contract without a standard",
         ),
+        pytest.param({"token_contract": ""}, RowError.TOKEN_CONTRACT_MISSING, id="half of it an empty text"),
+        pytest.param({"token_standard": ""}, RowError.TOKEN_CONTRACT_MISSING, id="the other half an empty text"),
     ],
 )
 def test_rows_that_cannot_be_decided(changes: dict[str, Any], error: RowError | None) -> None:

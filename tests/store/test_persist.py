@@ -252,6 +252,8 @@ def test_one_failing_row_does_not_hold_back_the_others(emptied: Emptied) -> None
         ("ambiguous_address", False),
         ("chain_id_mismatch", False),
         ("token_contract_missing", False),
+        ("token_contract_invalid", False),
+        ("address_invalid", False),
         ("amount_negative", True),
         ("failed: x", True),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from reconsup.chain.block import Credit
 from reconsup.payments.request import Status
 from reconsup.store import admission, leases, spans
 from reconsup.store.joining import WAITING
@@ -243,7 +244,10 @@ def test_a_member_that_is_looked_at_again_changes_nothing(emptied: Emptied) -> N
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("error", ["ambiguous_address", "chain_id_mismatch", "token_contract_missing"])
+@pytest.mark.parametrize(
+    "error",
+    ["ambiguous_address", "chain_id_mismatch", "token_contract_missing", "token_contract_invalid", "address_invalid"],
+)
 def test_a_member_that_turns_out_to_be_wrong_is_none_any_more(emptied: Emptied, error: str) -> None:
     """What the span read meanwhile did not settle its money: it begins anew when it is put right.
 
@@ -541,5 +545,43 @@ def test_a_stopped_network_has_no_span_to_be_read(emptied: Emptied) -> None:
             await scene.admit()
             emptied.execute("UPDATE app.chain_cursors SET stop_reason = 'x'")
             assert await spans.read(scene.reader, NETWORK, join_seconds=0.0) is None
+
+    asyncio.run(story())
+
+
+# native value that was read in another way before
+
+
+@pytest.mark.parametrize(
+    ("known", "told", "is_new"),
+    [("{tx}", "{tx}:3", False), ("{tx}:trace:0", "{tx}:3", False), ("{block}:delta", "{tx}:3", False),
+     ("{tx}:3", "{tx}", False), ("{tx}:trace:0", "{tx}", True), ("{other}", "{tx}:3", True)],
+    ids=["logged now", "logged, and traced before", "logged, and a difference before", "not logged now",
+         "beside what was inside", "another transaction"],
+)  # fmt: skip
+def test_native_money_that_was_settled_before_its_logs_were_read_is_not_settled_again(
+    emptied: Emptied, known: str, told: str, is_new: bool
+) -> None:
+    """RECONSUP_NATIVE_LOGS_FROM_JSON was set when its blocks had been read; then a span of others reads them again.
+
+    Seen to fail (counted twice) when only the evidence is compared.
+    """
+    names = {"tx": hash_of("tx"), "other": hash_of("other")}
+    credit = Credit(told.format(**names), hash_of("tx"), ADDRESS, "", 5)
+
+    async def story() -> None:
+        async with Scene(emptied, {170: [credit]}) as scene:
+            id_ = scene.insert(address_canonical=MIXED_CASE)
+            (block,) = scene.blocks(170, 170)
+            ref = known.format(block=block.block_hash, **names)
+            emptied.execute(
+                "INSERT INTO app.payment_request_settlements (payment_request_id, evidence_ref, amount_minor,"
+                " confirmations, block_height, block_hash, metadata, first_seen_at, last_seen_at)"
+                " VALUES (%s, %s, 5, 1, 170, %s, jsonb_build_object('first_block_time', now()), now(), now())",
+                [id_, ref, block.block_hash],
+            )
+            await scene.admit()
+            assert await scene.read_all() == is_new
+            assert settlements_of(emptied, id_).keys() == ({ref, credit.evidence_ref} if is_new else {ref})
 
     asyncio.run(story())

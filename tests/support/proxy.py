@@ -50,6 +50,10 @@ class Proxy:
         """TCP connections that were ever opened to this proxy."""
         return len(self._transports)
 
+    def leads_to(self, upstream: str) -> None:
+        """Stand before another node from now on."""
+        self._upstream = upstream
+
     def start(self) -> None:
         self._thread.start()
         assert self._started.wait(10)

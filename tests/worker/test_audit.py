@@ -18,6 +18,7 @@ from tests.support import hidden
 from tests.support.desk import ETHER, POLICY, Desk, Shop, open_shop
 from tests.support.postgres import Database
 from tests.support.proxy import Proxy, Spoil, proxy_before
+from tests.support.twin_nodes import Twins, twin_nodes
 from tests.worker.conftest import everything
 from tests.worker.test_starvation import TRIGGER
 
@@ -438,6 +439,41 @@ def test_the_same_blocks_come_back_bring_their_money_back(database: Database, an
     asyncio.run(run())
 
 
+def test_a_chain_that_comes_back_to_its_old_blocks_does_not_expire_what_they_paid(database: Database) -> None:
+    """The audit's mark is of a block that is ours again, and its settlement has been taken back.
+
+    Seen to fail (expired, though it was paid in time) when a rollback leaves the mark.
+    """
+
+    async def run(nodes: Twins) -> None:
+        async with open_shop(database, nodes.a, url=nodes.at_a.url, blocks=5, audit_blocks=1) as shop:
+            await hidden.deploy(shop.chain)
+            now = await shop.now()
+            id_ = await shop.request(created_at=now, expires_at=now + SOON)
+            await shop.chain.mine()
+            nodes.follow()
+            await shop.desk.work()
+            await split(shop.chain, await address_of(shop, id_))
+            await shop.mine_at(now + SOON + SECOND)
+            await shop.desk.scan()
+            await shop.desk.audit()
+            assert total(shop, id_) == ETHER
+            nodes.part(0, 3)
+            nodes.at_a.leads_to(nodes.b.url)
+            await shop.desk.scan()
+            assert total(shop, id_) == 0
+            nodes.at_a.leads_to(nodes.a.url)
+            await shop.chain.mine(10)
+            await shop.desk.scan()
+            await shop.desk.look()
+            assert shop.status(id_) == "pending"
+            await shop.desk.work()
+            assert (shop.status(id_), total(shop, id_)) == ("confirmed", ETHER)
+
+    with twin_nodes() as nodes:
+        asyncio.run(run(nodes))
+
+
 # an address that is not fresh, and one that does not only receive
 
 
@@ -555,6 +591,34 @@ def test_no_native_request_expires_before_its_audit(database: Database, anvil: A
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("standard", "contract"), [("", ""), (None, ""), ("", None)])
+def test_a_native_request_with_empty_texts_for_its_token_does_not_expire_unaudited(
+    database: Database, anvil: Anvil, standard: str | None, contract: str | None
+) -> None:
+    """Seen to fail (expired, though it was paid): where only nulls were native to the audit, and where half is null,
+    to which nothing is matched, and which was no row error.
+    """
+
+    async def run() -> None:
+        async with open_shop(database, anvil, blocks=5) as shop:
+            await hidden.deploy(shop.chain)
+            now = await shop.now()
+            ends = {"created_at": now, "expires_at": now + SOON}
+            token = {"token_standard": standard, "token_contract": contract, "token_decimals": None}
+            inside, plain = await shop.request(**ends, **token), await shop.request(**ends, **token)
+            await shop.work()
+            await shop.chain.send(await address_of(shop, plain), ETHER)
+            await split(shop.chain, await address_of(shop, inside))
+            await shop.mine_at(now + SOON + SECOND)
+            await shop.chain.mine(5)
+            await shop.work()
+            found = {(row["status"], row["reconcile_error"]) for row in shop.rows().values()}
+            served = ("confirmed", None) if standard == contract else ("pending", "token_contract_missing")
+            assert found == {served}
+
+    asyncio.run(run())
+
+
 def test_a_mark_whose_block_a_reorg_took_away_is_void(database: Database, anvil: Anvil) -> None:
     """Seen to fail (expired) when the mark is believed by its height alone."""
 
@@ -576,6 +640,34 @@ def test_a_mark_whose_block_a_reorg_took_away_is_void(database: Database, anvil:
             await shop.desk.audit()
             await shop.desk.look()
             assert shop.status(id_) == "expired"
+
+    asyncio.run(run())
+
+
+def test_a_mark_of_another_address_is_void(database: Database, anvil: Anvil) -> None:
+    """It was marked, and before it was looked at somebody corrected its address, to one that a contract had paid.
+
+    Seen to fail (expired, though it was paid) when the mark is of a block alone.
+    """
+
+    async def run() -> None:
+        async with open_shop(database, anvil, blocks=5) as shop:
+            await hidden.deploy(shop.chain)
+            now = await shop.now()
+            id_ = await shop.request(created_at=now, expires_at=now + SOON)
+            await shop.desk.work()
+            right = "0x" + "c0" * 20
+            await split(shop.chain, right)
+            await shop.mine_at(now + SOON + SECOND)
+            await shop.chain.mine(4)
+            await shop.desk.scan()
+            await shop.desk.audit()
+            assert shop.row(id_)["reconcile_audited_height"] == shop.scanned()
+            database.execute("UPDATE app.payment_requests SET address_canonical = %s", [right])
+            await shop.desk.look()
+            assert shop.status(id_) == "pending"
+            await shop.desk.work()
+            assert (shop.status(id_), total(shop, id_)) == ("confirmed", ETHER)
 
     asyncio.run(run())
 

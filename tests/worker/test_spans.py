@@ -294,6 +294,42 @@ def test_a_reader_that_was_killed_is_followed_where_it_was(database: Database, a
     asyncio.run(run())
 
 
+def test_who_cannot_read_a_range_within_a_lease_reads_less_at_a_time(
+    database: Database, anvil: Anvil, proxy: Proxy
+) -> None:
+    """Whenever more than ten blocks are read at once, the lease ends meanwhile and another worker has had it.
+
+    Seen to fail (not one block is ever stored) when as many are asked for again, of the scanner and of the reader.
+    """
+
+    def steal(requests: Answers, answers: Answers) -> Answers:
+        if sum(each["method"] == RECEIPTS for each in requests) > 10:
+            for table, lease in (("chain_cursors", "scan_lease"), ("chain_spans", "lease")):
+                database.execute(
+                    f"UPDATE app.{table} SET {lease}_owner = 'other', {lease}_until = now(),"
+                    f" {lease}_epoch = {lease}_epoch + 1"
+                )
+        return answers
+
+    async def run() -> None:
+        async with open_shop(database, anvil, url=proxy.url) as shop:
+            id_ = await shop.request()
+            await shop.pay(id_)
+            await grow_old(shop, 140)
+            proxy.spoil = steal
+            for _ in range(20):
+                await shop.desk.scan()
+            assert shop.scanned() == await shop.chain.height()
+            await shop.desk.look()
+            for _ in range(30):
+                await shop.desk.read_span()
+            assert spans_of(database) == []
+            await shop.desk.look()
+            assert shop.status(id_) == "confirmed"
+
+    asyncio.run(run())
+
+
 def test_a_poll_without_a_span_is_one_statement_and_no_call(database: Database, anvil: Anvil, proxy: Proxy) -> None:
     async def run() -> None:
         async with open_shop(database, anvil, url=proxy.url) as shop:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from structlog.testing import capture_logs
 
 from reconsup.demo.anvil import Anvil
 from reconsup.monitor import metrics
-from tests.support.desk import Desk, Shop, open_shop
+from tests.support.desk import POLICY, Desk, Shop, open_shop
 from tests.support.postgres import Database
 from tests.support.proxy import Proxy, Reply, change
 from tests.support.twin_nodes import Twins, away, twin_nodes
@@ -361,3 +362,31 @@ def test_a_block_that_cannot_be_proven_counts_as_proven_where_both_give_it_alike
         assert shop.cursor()["unproven_height"] == shop.scanned()
 
     over(database, twins, story)
+
+
+def test_what_one_endpoint_calls_final_confirms_nothing_where_a_quorum_is_asked_for(
+    database: Database, twins: Twins
+) -> None:
+    """Nor does it stop the network at the next reorg. Seen to fail (confirmed, then stopped) on the word of one."""
+
+    def final_at_once(requests: Any, answers: Any) -> Any:
+        latest = twins.a.rpc(NUMBER, "latest", False)
+        return [
+            {**answer, "result": latest} if request["params"][:1] == ["finalized"] else answer
+            for request, answer in zip(requests, answers, strict=True)
+        ]
+
+    async def story(shop: Shop) -> None:
+        await shop.desk.work()
+        id_ = await paid(shop, twins)
+        twins.at_a.spoil = final_at_once
+        await shop.desk.work()
+        assert (shop.status(id_), shop.cursor()["finalized_tag_height"]) == ("detected", 0)
+        twins.at_a.spoil = None
+        await shop.chain.reorg(1)
+        await shop.chain.mine()
+        twins.follow()
+        await shop.desk.work()
+        assert (shop.status(id_), shop.cursor()["stop_reason"]) == ("reorged", None)
+
+    over(database, twins, story, quorum=2, policy=replace(POLICY, confirmations="finalized"))
