@@ -168,10 +168,13 @@ def _network(state: NetworkState | None) -> dict[str, object]:
 
 
 def _is_at_head(state: NetworkState | None) -> bool | None:
-    """Whether all is read that an endpoint last showed: then the lag is only how long the chain was silent."""
+    """Whether all is read that an endpoint last showed: then the lag is only how long the chain was silent.
+
+    Not of a stopped network: there no head is noted any more, and the chain goes on.
+    """
     if state is None or state.head is None or state.scanned is None:
         return None
-    return state.scanned >= state.head
+    return state.stop_reason is None and state.scanned >= state.head
 
 
 def _moment(at: datetime) -> str:

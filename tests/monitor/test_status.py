@@ -116,6 +116,14 @@ def test_status_is_the_contract() -> None:
     assert told["networks"]["unborn"]["scanned"] is None
 
 
+def test_a_stopped_network_is_never_said_to_be_at_its_head() -> None:
+    """Its head is not noted any more, so all of what was noted is read. Seen to fail without the look at the stop."""
+    stopped = NetworkState(Network("ethereum", "local"), 97, 97, 36_000.0, None, "reorg below what is final (block 33)")
+    told: Any = status.status(FLEET, known(backlog=Backlog(0, 0.0, (stopped,))), NOW)
+
+    assert told["networks"]["local"]["at_head"] is False
+
+
 @pytest.mark.parametrize("stale", [{"backlog_at": NOW - 21}, {"backlog": None}])
 def test_what_is_too_old_is_not_known_but_every_field_is_there(stale: dict[str, Any]) -> None:
     """Seen to fail when the age of the reading is not looked at."""
