@@ -28,6 +28,7 @@ class Logbook:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.log = structlog.get_logger().bind(network=network.name)
+        self._failure_told = ""
         self._failure_told_at = 0.0
 
     def blocks(
@@ -63,14 +64,15 @@ class Logbook:
         await refusals.tell(database, refused, worker_id=owner.partition("#")[0], owner=owner)
 
     def failed(self, error: Exception, failures: int) -> None:
-        """A step failed: told when it is the first of a row, or lies, and again where the row does not end."""
-        now = time.monotonic()
-        if failures > 1 and not isinstance(error, ChainInconsistent) and now < self._failure_told_at + AGAIN_SECONDS:
+        """A step failed: told when it is the first of a row, or another lie, and again where the row does not end."""
+        now, sentence = time.monotonic(), str(error)
+        is_news = failures == 1 or (isinstance(error, ChainInconsistent) and sentence != self._failure_told)
+        if not is_news and now < self._failure_told_at + AGAIN_SECONDS:
             return
-        self._failure_told_at = now
+        self._failure_told, self._failure_told_at = sentence, now
         pause = error.retry_after_seconds if isinstance(error, ChainUnavailable) else None
         more = {} if pause is None else {"pause_seconds": pause}
-        self.log.warning("scan_failed", error=str(error), kind=type(error).__name__, **more)
+        self.log.warning("scan_failed", error=sentence, kind=type(error).__name__, **more)
 
     def block_refused(self, error: Exception, cursor: Cursor | None) -> None:
         """PostgreSQL refuses what a block brings."""
