@@ -21,8 +21,8 @@ CENSUS_SECONDS_MAX = 4.0  # less than the connection waits for a lock, which is 
 class NetworkState:
     """One served network as its cursor shows it. `lag_seconds` is the age of the last block read, by the database's
     clock; `holder` the lease owner that reads it now; `proven`: every block of the tail was proven complete, None while
-    none was read; `heard_seconds`: how long ago it was noted what an endpoint shows, new blocks or none; taking the scan
-    lease notes nothing; `span_blocks_left`: blocks older than the tail that requests still wait for, as guessed, 0 when
+    none was read; `heard_seconds`: how long ago it was noted what an endpoint shows, new blocks or none; `take` of the
+    scan lease notes nothing; `span_blocks_left`: blocks older than the tail that requests wait for, as guessed, 0 when
     none does. Everything is None where no cursor is born yet.
     """
 
