@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from reconsup.chain import balances, movements
+from reconsup.chain import accounts, balances, movements
 from reconsup.chain.errors import ChainInconsistent, ChainUnavailable
 from reconsup.chain.evm import ChainIdentity, EvmChain, Head
 from reconsup.chain.rpc import Endpoint
@@ -83,14 +83,17 @@ async def _balances(chain: EvmChain, head: Head) -> str:
     name, tip = chain.network, head.latest
     try:
         how = await balances.how(chain, tip.block_hash)
+        (proven,) = await accounts.proven(chain, [(balances.STAND_IN, tip.block_hash)])
         can_trace = await movements.traces(chain, tip.height, tip.block_hash)
     except (ChainUnavailable, ChainInconsistent) as error:
         return (
             f"note  endpoint {error}: it cannot tell balances; while none can, no native request of {name} expires: "
             "use another endpoint, or switch the balance audit off with RECONSUP_BALANCE_AUDIT_JSON"
         )
-    return f"ok    balance audit {name}: {chain.endpoint.name}: {BALANCE_WAYS[how]}, " + (
-        "traces blocks" if can_trace else "does not trace: money without a log is placed by its block's difference"
+    return (
+        f"ok    balance audit {name}: {chain.endpoint.name}: {BALANCE_WAYS[how]}, "
+        + ("balances not proven, " if proven is None else "balances proven, ")
+        + ("traces blocks" if can_trace else "does not trace: money without a log is placed by its block's difference")
     )
 
 

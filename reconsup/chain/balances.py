@@ -19,6 +19,7 @@ from reconsup.chain import decode
 from reconsup.chain.errors import AnswerTooLarge, AnswerTooSlow, ChainInconsistent
 from reconsup.chain.evm import EvmChain
 from reconsup.chain.rpc import Call, Refusal
+from reconsup.chain.state import State
 
 OVERRIDE_ADDRESSES = 5_000  # 3,000 gas each: below what anvil (30 M), geth and reth (50 M) and EIP-7825 (16.7 M) allow
 DEPLOYLESS_ADDRESSES = 340  # 64 bytes each, if all hold something: below the 24,576 that a contract may have
@@ -71,14 +72,6 @@ class Ability:
             self.limits[self.way] = min(_ADDRESSES_MAX[self.way], self.limit + 1 + self.limit // 16)
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """What an account is at a block: its balance, and how many transactions it has sent."""
-
-    balance_minor: int
-    nonce: int
-
-
 _abilities: WeakKeyDictionary[EvmChain, Ability] = WeakKeyDictionary()
 
 
@@ -122,6 +115,13 @@ async def nonces(chain: EvmChain, addresses: Sequence[str], block_hash: str) -> 
     method = "eth_getTransactionCount"
     answers = await _answers(chain, [(method, [address, _at(block_hash)]) for address in addresses])
     return [int(chain.endpoint.accepted(each, method)) for each in answers]
+
+
+async def told(chain: EvmChain, addresses: Sequence[str], block_hash: str) -> list[State]:
+    """The states of addresses at a block, as the endpoint tells them. Raises ChainUnavailable if it cannot say."""
+    sent = await nonces(chain, addresses, block_hash)
+    held = await nonzero(chain, sorted(set(addresses)), block_hash)
+    return [State(held.get(address, 0), nonce) for address, nonce in zip(addresses, sent, strict=True)]
 
 
 def _at(block_hash: str) -> dict[str, object]:

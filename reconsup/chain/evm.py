@@ -82,7 +82,7 @@ class EvmChain:
     def __init__(self, endpoint: Endpoint, *, proves: bool = True, native_logs_from: int | None = None) -> None:
         self.endpoint = endpoint
         self.doubt: str | None = None
-        self._proves = proves
+        self.proves = proves
         self._native_logs_from = native_logs_from
         self.supports_block_receipts: bool | None = None  # None: not tried yet
         self._pace = Pace()
@@ -241,7 +241,7 @@ class EvmChain:
 
     def _block(self, raw: Any, receipts: Any, height: int) -> Block:
         block = decode.block(raw, receipts, height, self._native_logs_from)
-        if not self._proves:
+        if not self.proves:
             self.doubt = "RECONSUP_BLOCK_PROOF_JSON switches the proof off"
             return block
         try:

@@ -37,6 +37,8 @@ QUICK_SECONDS = (
     1.0  # a failure within it leaves time for another endpoint; after a longer one the caller's lease counts
 )
 STANDSTILL_SECONDS = 30.0  # so long a head may stand still before the others are asked how high theirs is
+TODO_BLOCKS = "nothing of this network is written"
+TODO_BALANCES = "no native request of this network expires, and no money without a log is settled,"
 
 T = TypeVar("T")
 Hashes = Callable[[], Awaitable[Mapping[int, str]]]
@@ -186,6 +188,30 @@ class Nodes:
             return [replace(block, proven=True) for block in blocks]
         return list(blocks)
 
+    async def agree(self, chain: EvmChain, told: T, again: Callable[[EvmChain], Awaitable[T]], about: str) -> bool:
+        """Whether another endpoint tells the same of balances as `chain` did; False: none is there that can tell.
+
+        So many as the quorum must, where that is more than one. Raises Undecided.
+        """
+        agreeing = 1
+        for node in self._usable(but=[self._of(chain)]):
+            if agreeing >= max(self._quorum, 2):
+                break
+            try:
+                await self._meet(node)
+                theirs = await again(node.chain)
+            except (ChainUnavailable, ChainInconsistent) as error:
+                self._failed(node, error)
+                continue
+            self._worked(node, wholly=False)
+            if theirs != told:
+                names = f"{chain.endpoint.name} and {node.name}"
+                raise self._disagree(f"{names} tell different balances {about}", todo=TODO_BALANCES)
+            agreeing += 1
+        if agreeing > 1 or self._quorum > 1:
+            self._decided(agreeing, f"the balances {about}")
+        return agreeing > 1
+
     def saw(self, chain: EvmChain, latest: Header) -> None:
         """Note how high an endpoint's head is."""
         self._top = max(self._top, latest.height)
@@ -316,15 +342,15 @@ class Nodes:
             hashes={one.name: ours, other.name: theirs},
         )
 
-    def _disagree(self, sentence: str, **facts: object) -> EndpointsDisagree:
+    def _disagree(self, sentence: str, todo: str = TODO_BLOCKS, **facts: object) -> EndpointsDisagree:
         if self._spell is not EndpointsDisagree:
             self._spell = EndpointsDisagree
             self._log.error(
                 "endpoints_disagree",
                 error=sentence,
                 **facts,
-                todo="nothing of this network is written while they do; if it lasts, find out which one is wrong and "
-                "take it out of PAYMENT_REQUEST_EVM_RPC_URLS_JSON",
+                todo=f"{todo} while they do; if it lasts, find out which one is wrong and take it out of "
+                "PAYMENT_REQUEST_EVM_RPC_URLS_JSON",
             )
         return EndpointsDisagree(f"{self._nodes[0].chain.network}: {sentence}: nothing is written")
 

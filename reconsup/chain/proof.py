@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from Crypto.Hash import keccak
+from Crypto.Hash import keccak as crypto_keccak
 
 from reconsup.chain.errors import ChainInconsistent
 
@@ -76,7 +76,7 @@ def doubt(raw_block: Json, raw_receipts: Sequence[Json]) -> str | None:
     `decode.block` checks are taken for granted, nothing else is.
     """
     height = int(raw_block["number"], 16)
-    doubts = [_doubt_header(raw_block, height)]
+    doubts = [doubt_header(raw_block, height)]
     try:
         _check_bodies(raw_block, raw_receipts, height)
     except _UnknownTypeError as unknown:
@@ -84,7 +84,8 @@ def doubt(raw_block: Json, raw_receipts: Sequence[Json]) -> str | None:
     return "; ".join(filter(None, doubts)) or None
 
 
-def _doubt_header(raw_block: Json, height: int) -> str | None:
+def doubt_header(raw_block: Json, height: int | str) -> str | None:
+    """Why a header cannot be recomputed; None: it was. Raises ChainInconsistent where it is not that of its hash."""
     unknown = sorted(str(key) for key in raw_block.keys() - KNOWN)
     try:
         is_proven = header_hash(raw_block) == bytes.fromhex(raw_block["hash"][2:])
@@ -113,7 +114,7 @@ def header_hash(raw_block: Json) -> bytes:
     """Hash a header of any fork."""
     hashed = (*HASHED_ALWAYS, *(key for key in HASHED_SINCE_FORKS if raw_block.get(key) is not None))
     fields = [_number(raw_block[key]) if key in NUMBERS else _data(raw_block[key]) for key in hashed]
-    return _keccak(_bytes(_list("".join(fields))))
+    return keccak(_bytes(_list("".join(fields))))
 
 
 def _check_bodies(raw_block: Json, raw_receipts: Sequence[Json], height: int) -> None:
@@ -125,7 +126,7 @@ def _check_bodies(raw_block: Json, raw_receipts: Sequence[Json], height: int) ->
         try:
             encoded = transaction(tx)
             transactions.append(encoded)
-            if _keccak(encoded) != bytes.fromhex(tx["hash"][2:]):
+            if keccak(encoded) != bytes.fromhex(tx["hash"][2:]):
                 raise ChainInconsistent(f"{where}: does not hash to its own hash: a field was changed")
             receipts.append(receipt(tx.get("type"), raw))
         except _UnknownTypeError as error:
@@ -224,7 +225,7 @@ def logs_bloom(logs: Sequence[Json]) -> str:
 
 @lru_cache(maxsize=4096)  # the same tokens and events in every block
 def _bloom_bits(text: str) -> int:
-    hashed = _keccak(_bytes(_digits(text)))
+    hashed = keccak(_bytes(_digits(text)))
     return sum({1 << (int.from_bytes(hashed[at : at + 2]) & 2047) for at in (0, 2, 4)})
 
 
@@ -302,14 +303,15 @@ def _bytes(digits: str) -> bytes:
     return made
 
 
-def _keccak(data: bytes) -> bytes:
-    return keccak.new(digest_bits=256, data=data).digest()
+def keccak(data: bytes) -> bytes:
+    """Hash as Ethereum does."""
+    return crypto_keccak.new(digest_bits=256, data=data).digest()
 
 
 # -- the trie
 
 
-EMPTY_ROOT = _keccak(b"\x80")
+EMPTY_ROOT = keccak(b"\x80")
 
 
 def list_root(values: Sequence[bytes]) -> bytes:
@@ -317,7 +319,7 @@ def list_root(values: Sequence[bytes]) -> bytes:
     if not values:
         return EMPTY_ROOT
     pairs = sorted((_key(index), value) for index, value in enumerate(values))
-    return _keccak(_node(pairs, 0, len(pairs), 0))
+    return keccak(_node(pairs, 0, len(pairs), 0))
 
 
 def _key(index: int) -> str:
@@ -346,7 +348,7 @@ def _node(pairs: Sequence[tuple[str, bytes]], low: int, high: int, depth: int) -
 
 def _reference(node: bytes) -> bytes:
     """How the node above holds a node: by hash, a small one whole."""
-    return b"\xa0" + _keccak(node) if len(node) >= 32 else node
+    return b"\xa0" + keccak(node) if len(node) >= 32 else node
 
 
 def _path(digits: str, *, is_leaf: bool) -> bytes:

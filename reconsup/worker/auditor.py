@@ -18,6 +18,7 @@ import structlog
 from reconsup.chain import balances
 from reconsup.chain.errors import ChainInconsistent, ChainUnavailable
 from reconsup.chain.nodes import Nodes
+from reconsup.chain.state import State
 from reconsup.fleet.posix import Bell, Cell
 from reconsup.monitor import metrics
 from reconsup.payments.request import Network
@@ -27,11 +28,12 @@ from reconsup.store.cursor import Cursor
 from reconsup.store.database import Database
 from reconsup.store.errors import StoreRejected, StoreUnavailable
 from reconsup.store.findings import Finding
-from reconsup.worker.explain import explain
+from reconsup.worker import surety
 from reconsup.worker.pause import Pause
 
 RETRY_SECONDS_MIN = 1.0
 RETRY_SECONDS_MAX = 300.0
+DUE_ACCOUNTS = 500  # before they expire: a call for each, and their block must not grow old meanwhile
 FAILURES_TOLD = 2  # one may be a reorg that came between the question and the answer
 
 
@@ -79,6 +81,7 @@ class Auditor:
         self._pause = pause
         self._log = structlog.get_logger().bind(network=terms.network.name)
         self._failures = 0
+        self._has_told = False
 
     async def run(self) -> None:
         """Audit until the drain begins."""
@@ -124,7 +127,8 @@ class Auditor:
 
     async def _before_expiry(self, cursor: Cursor, expiry_time: datetime) -> None:
         """Compare those that wait for it to expire, also how much they have sent, and mark those that are explained."""
-        read = partial(audit.read_page, ends_before=expiry_time, grace_seconds=self._terms.expiry_grace_seconds)
+        grace = self._terms.expiry_grace_seconds
+        read = partial(audit.read_page, limit=DUE_ACCOUNTS, ends_before=expiry_time, grace_seconds=grace)
         await self._through(cursor, "expiry", read, self._compare_and_mark)
 
     async def _through(
@@ -160,14 +164,15 @@ class Auditor:
         await self._explain(cursor, page, await self._differing(page), tally)
 
     async def _compare_and_mark(self, cursor: Cursor, page: Page, tally: _Tally) -> None:
-        """As they may have got money and have sent it on since the last sweep, their nonces are compared, too."""
-        addresses = [each.address for each in page.accounts]
-        nonces = await self._nodes.ask(lambda chain: balances.nonces(chain, addresses, page.block_hash))
-        sent = {each.id for each, nonce in zip(page.accounts, nonces, strict=True) if nonce != each.nonce}
-        differing = await self._differing(page)
-        wanting = [each for each in page.accounts if each in differing or each.id in sent]
-        await self._explain(cursor, page, wanting, tally)
-        explained = [each for each in page.accounts if each not in wanting]
+        """What lets them expire is vouched for. They may have got money and sent it on, so nonces count as well."""
+        states, is_sure = await self._nodes.ask(lambda chain: surety.at_end(self._nodes, chain, page))
+        self._tell_surety(is_sure)
+        explained = [
+            each
+            for each, state in zip(page.accounts, states, strict=True)
+            if state == State(each.expected_minor, each.nonce)
+        ]
+        await self._explain(cursor, page, [each for each in page.accounts if each not in explained], tally)
         if explained and await audit.mark(self._database, cursor, page, explained):
             self._bell.ring()
 
@@ -198,7 +203,7 @@ class Auditor:
         case = await findings.open_case(self._database, cursor, account.id)
         if case is None or case.blocks.get(page.height) != page.block_hash:
             return
-        finding = await self._nodes.ask(lambda chain: explain(chain, case, page.height))
+        finding, is_sure = await self._nodes.ask(lambda chain: surety.find(self._nodes, chain, case, page.height))
         settled = await findings.record(self._database, cursor, case, finding)
         if settled is None:
             return
@@ -213,10 +218,21 @@ class Auditor:
                 evidence_ref=each.evidence_ref,
                 amount_minor=str(each.amount_minor),
                 height=each.height,
+                proven=is_sure,
             )
         if finding.unexplained_minor:
             tally.unexplained += 1
             self._tell_unexplained(account, finding)
+
+    def _tell_surety(self, is_sure: bool) -> None:
+        """Tell once that requests expire by one node's word. (Some prove their latest block only: now and then.)"""
+        if not is_sure and not self._has_told:
+            self._has_told = True
+            self._log.warning(
+                "balances_unproven",
+                todo="requests of this network expire by what one endpoint tells of their balances: give the network "
+                "one with eth_getProof, or a second one",
+            )
 
     def _tell_unexplained(self, account: Account, finding: Finding) -> None:
         if finding.unexplained_minor != account.unexplained_minor:
@@ -226,8 +242,9 @@ class Auditor:
                 address=account.address,
                 unexplained_minor=str(finding.unexplained_minor),
                 height=finding.height,
-                todo="this address holds more (or less) than was seen to arrive, and the node keeps no state so old: "
-                "look it up in a block explorer. The request does not expire by itself",
+                todo="this address holds more (or less) than was seen to arrive, and the node keeps no state so old, "
+                "or only one node says what it spent in the same block: look it up in a block explorer. The request "
+                "does not expire by itself",
             )
 
     def _failed(self, error: Exception) -> float:

@@ -8,12 +8,12 @@ is never guessed. What cannot be placed in a block, because the node keeps no st
 Nothing is written here: one endpoint is asked, and the finding is recorded by whoever called, if all is as it was.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reconsup.chain import balances, movements
-from reconsup.chain.balances import State
 from reconsup.chain.errors import CallRefused
 from reconsup.chain.evm import EvmChain
+from reconsup.chain.state import State
 from reconsup.store.findings import Case, Finding, Found
 
 CHANGES_MAX = 32  # of one address in one go; the next audit goes on from there
@@ -29,11 +29,24 @@ class _Rest:
 
 
 @dataclass(frozen=True, slots=True)
+class Explained:
+    """A finding, and what it rests on: the address's states by height, and what the node says that it gave away.
+
+    `given_minor`: what it spent and sent on, by block. Money found in such a block is not what the balance rose by, but
+    more by so much, and no proof vouches for that.
+    """
+
+    finding: Finding
+    states: dict[int, State]
+    given_minor: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class _Change:
-    """What happened in one block: money that arrived, what was spent, and what is neither."""
+    """What happened in one block: money that arrived, what was given away, and what is neither."""
 
     found: tuple[Found, ...]
-    spent_minor: int
+    given_minor: int
     unclear_minor: int
 
 
@@ -45,6 +58,7 @@ class _Ledger:
         self._chain = chain
         self._case = case
         self._seen: dict[int, _Rest | None] = {}
+        self._states: dict[int, State] = {}
 
     async def at(self, height: int) -> _Rest:
         """What it was at a block; CallRefused if the endpoint does not keep that."""
@@ -60,34 +74,74 @@ class _Ledger:
         hashes = [self._case.blocks[height] for height in unseen]
         for height, state in zip(unseen, await balances.states(self._chain, self._case.address, hashes), strict=True):
             self._seen[height] = None if state is None else self._rest(height, state)
+            if state is not None:
+                self._states[height] = state
         return {height: rest for height in heights if (rest := self._seen[height]) is not None}
+
+    def rests_on(self, *heights: int) -> dict[int, State]:
+        """What the account was told to be at blocks that were asked for."""
+        return {height: self._states[height] for height in sorted(heights)}
 
     def _rest(self, height: int, state: State) -> _Rest:
         later = sum(amount for at, amount in self._case.credits.items() if height < at)
         return _Rest(state.balance_minor - (self._case.settled_minor - later), state.nonce)
 
 
-async def explain(chain: EvmChain, case: Case, height: int) -> Finding:
+async def explain(chain: EvmChain, case: Case, height: int) -> Explained:
     """Follow a case's address up to a stored block. CallRefused if the endpoint does not keep its state there."""
     ledger = _Ledger(chain, case, height)
     end = await ledger.at(height)
     at, begin, difference, unexplained = await _begin(ledger, case)
     if begin is None:
         difference = case.known.difference_minor if case.known else 0
-        return _finding(case, height, [], difference, end.rest_minor - difference, end.nonce)
+        finding = _finding(case, height, [], difference, end.rest_minor - difference, end.nonce)
+        return Explained(finding, ledger.rests_on(height), {})
     found: list[Found] = []
+    given: dict[int, int] = {}
+    looked = {at}
     changes = 0
     while begin != end and changes < CHANGES_MAX:
         at = await _first_change(ledger, begin, at, height)
         change = await _look_into(chain, case, at, await ledger.at(at - 1), await ledger.at(at))
         found += change.found
-        difference -= change.spent_minor
+        if change.given_minor:
+            given[at] = change.given_minor
+        difference -= change.given_minor
         unexplained += change.unclear_minor
         begin = await ledger.at(at)
+        looked |= {at - 1, at}
         changes += 1
     if begin == end:
         at = height
-    return _finding(case, at, found, difference, unexplained, begin.nonce, is_complete=begin == end)
+    finding = _finding(case, at, found, difference, unexplained, begin.nonce, is_complete=begin == end)
+    return Explained(finding, ledger.rests_on(*looked, at), given)
+
+
+async def tell_again(chain: EvmChain, case: Case, it: Explained) -> Explained:
+    """What another endpoint says to everything that an explanation rests on. CallRefused where it cannot say."""
+    heights = list(it.states)
+    states = await balances.states(chain, case.address, [case.blocks[height] for height in heights])
+    told = {height: state for height, state in zip(heights, states, strict=True) if state is not None}
+    if len(told) < len(heights):
+        raise CallRefused(chain.endpoint.says("does not have the state of blocks that another endpoint has"))
+    ledger = _Ledger(chain, case, max(heights))
+    given: dict[int, int] = {}
+    for height in it.given_minor:
+        if any(each.height == height and ":trace:" in each.evidence_ref for each in it.finding.found) and (
+            await movements.moves(chain, height, case.blocks[height]) is None
+        ):
+            raise CallRefused(chain.endpoint.says("does not trace what another endpoint traces"))
+        change = await _look_into(chain, case, height, await ledger.at(height - 1), await ledger.at(height))
+        given[height] = change.given_minor
+    return Explained(it.finding, told, given)
+
+
+def without_given(it: Explained) -> Finding:
+    """The finding, with the money of blocks where its amount rests on what the address gave away left unexplained."""
+    finding = it.finding
+    kept = tuple(each for each in finding.found if each.height not in it.given_minor)
+    doubtful = sum(each.amount_minor for each in finding.found) - sum(each.amount_minor for each in kept)
+    return replace(finding, found=kept, unexplained_minor=finding.unexplained_minor + doubtful)
 
 
 def _finding(

@@ -4,13 +4,13 @@ The bare loop asks for the same batches over one connection that stays open, and
 stores. Node, database and program share the machine's processors. Without the proof and with it.
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import orjson
+import uvloop
 
 from reconsup.demo.anvil import Anvil
 from tests.bench import stage
@@ -82,8 +82,8 @@ def measure(url: str) -> list[dict[str, Any]]:
     stage.silence()
     database = postgres.Database("bench", url, url)
     return [
-        asyncio.run(_kind(database, "quiet", mine_quiet, QUIET_BLOCKS)),
-        asyncio.run(_kind(database, "busy", mine_busy, BUSY_BLOCKS)),
+        uvloop.run(_kind(database, "quiet", mine_quiet, QUIET_BLOCKS)),
+        uvloop.run(_kind(database, "busy", mine_busy, BUSY_BLOCKS)),
     ]
 
 

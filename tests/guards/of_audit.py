@@ -9,8 +9,11 @@ AUDITOR = "reconsup.worker.auditor"
 DECISION = "reconsup.payments.decision"
 VIEW = "reconsup.store.view"
 BALANCES = "reconsup.chain.balances"
+STATE = "reconsup.chain.state"
+SURETY = "reconsup.worker.surety"
 
 TESTS = "tests/worker/test_audit.py"
+SURE = "tests/worker/test_surety.py"
 MEANWHILE = f"{TESTS}::test_what_changes_between_the_question_and_the_write_leaves_nothing_half_written"
 MINED_AGAIN = f"{TESTS}::test_money_that_a_reorg_takes_away_is_taken_back_and_counts_again_when_it_is_mined_again"
 SAME = "        if not _is_same(case, await _read(transaction, parameters), finding.height):\n            return None\n"
@@ -72,7 +75,7 @@ OF_AUDIT = {
     ),
     "audit: no question for nonces before an expiry": Mutant(
         AUDITOR,
-        (Swap("if nonce != each.nonce}", "if False}"),),
+        (Swap("if state == State(each.expected_minor, each.nonce)", "if state.balance_minor == each.expected_minor"),),
         f"{TESTS}::test_an_address_that_sends_its_money_on_is_accounted_for[traces-True]",
         "money that came and went between two audits is never seen, and the request expires",
     ),
@@ -96,5 +99,52 @@ OF_AUDIT = {
         ),
         "tests/chain/test_balances.py::test_a_node_that_ignores_the_override_is_not_believed_to_say_that_all_is_empty",
         "every balance is taken for nothing, and requests expire that were paid",
+    ),
+    "audit: a balance that is told otherwise than it is proven": Mutant(
+        SURETY,
+        (Swap("        if truth is not None and word != truth:\n", "        if False:\n"),),
+        f"{SURE}::test_a_balance_that_a_node_invents_settles_nothing_and_is_told",
+        "one node that lies about a balance confirms a request that nobody paid",
+    ),
+    "audit: an expiry by what a node tells": Mutant(
+        SURETY,
+        (
+            Swap("    if len(states) == len(addresses):\n", "    if False:\n"),
+            Swap("    _compare(chain, page.block_hash, told, proven)\n", ""),
+        ),
+        f"{SURE}::test_what_a_node_hides_lets_nothing_expire",
+        "one node that hides a balance lets a request expire that was paid",
+    ),
+    "audit: a proof that is believed node by node": Mutant(
+        STATE,
+        (Swap(" or proof.keccak(node) != name:", ":"),),
+        "tests/chain/test_state.py::test_every_digit_of_a_proof_counts",
+        "a node proves whatever it likes",
+        fails_with="Failed: DID NOT RAISE",
+    ),
+    "audit: a state root of a header that is not hashed": Mutant(
+        STATE,
+        (Swap("    if proof.doubt_header(raw_block, block_hash) is not None:\n", "    if False:\n"),),
+        "tests/chain/test_accounts.py::test_a_node_that_shows_another_state_root_is_one",
+        "a node proves a state of its own making",
+        fails_with="Failed: DID NOT RAISE",
+    ),
+    "audit: what an address began with is not proven": Mutant(
+        EXPLAIN,
+        (Swap("    looked = {at}\n", "    looked: set[int] = set()\n"),),
+        f"{SURE}::test_a_node_that_says_that_the_money_was_there_before_is_not_believed",
+        "a node says that a payment was there before the request, and it expires",
+    ),
+    "audit: parts that are more than the whole": Mutant(
+        SURETY,
+        (Swap("(without_given(it), True) if is_proven", "(it.finding, True) if is_proven"),),
+        f"{SURE}::test_a_trace_makes_no_more_of_a_payment_than_its_balance_shows[1]",
+        "a wei and a trace that lies confirm a request",
+    ),
+    "audit: one node's word where there are two": Mutant(
+        "reconsup.chain.nodes",
+        (Swap("            if theirs != told:\n", "            if False:\n"),),
+        f"{SURE}::test_of_two_endpoints_that_prove_nothing_both_must_tell_the_same[hides-0]",
+        "of two nodes the one that lies decides",
     ),
 }

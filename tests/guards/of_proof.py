@@ -29,7 +29,7 @@ OF_PROOF = {
     ),
     "a transaction's hash that is not compared": Mutant(
         PROOF,
-        (Swap('if _keccak(encoded) != bytes.fromhex(tx["hash"][2:]):', "if False:"),),
+        (Swap('if keccak(encoded) != bytes.fromhex(tx["hash"][2:]):', "if False:"),),
         f"{LIE_TEST}[a transaction's hash]",
         "a settlement is stored under the hash of another transaction, and can be counted once more",
         fails_with=NOT_RAISED,
@@ -76,7 +76,7 @@ OF_PROOF = {
     ),
     "a block that is only decoded": Mutant(
         EVM,
-        (Swap("if not self._proves:", "if height:"),),
+        (Swap("if not self.proves:", "if height:"),),
         f"{STORED_TEST}[the last log is left out]",
         "what a node leaves out and renumbers is never seen",
         fails_with="ValueError: not enough values to unpack",

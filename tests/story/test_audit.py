@@ -16,6 +16,7 @@ def test_what_a_contract_sends_on_is_confirmed_and_what_nobody_paid_expires_whoe
     """Its expiry waits for the audit, and happens; the killed worker's successor goes on with the audit."""
     for address, code in hidden.CODES.items():
         town.anvil.rpc("anvil_setCode", address, "0x" + code)
+    town.mine(1)  # else they are in a state whose root they are not in
     paid = [town.requests(1)[0] for _ in range(2)]
     unpaid = town.requests(1)[0]
     settings = {"RECONSUP_AUDIT_BLOCKS": "1", "RECONSUP_EXPIRY_CONFIRMATIONS": "2"}

@@ -150,7 +150,7 @@ def test_check_says_everything_in_lines_and_exits_with_the_code_of_run(town: Tow
     assert good.returncode == 0, good.stdout
     assert "ok    endpoint local" in good.stdout
     assert "ok    balance audit local: " in good.stdout
-    assert ": 5000 balances a call by state override, traces blocks" in good.stdout
+    assert ": 5000 balances a call by state override, balances proven, traces blocks" in good.stdout
     assert ", its blocks are proven" in good.stdout
     off = reconsup(
         "check",

@@ -26,9 +26,10 @@ TRACING = ("debug_traceBlockByHash", "trace_block")
 
 
 async def deploy(chain: DevChain) -> None:
-    """Put the contracts where they belong."""
+    """Put the contracts where they belong, and mine: anvil changes the latest state, and not its block's root."""
     for address, code in CODES.items():
         await chain.call("anvil_setCode", address, "0x" + code)
+    await chain.mine()
 
 
 async def through(chain: DevChain, contract: str, recipients: Sequence[str], amount_wei: int) -> str:
@@ -63,9 +64,10 @@ def forgetful(anvil: Anvil, blocks: int) -> Spoil:
         ]
 
     def is_old(request: Any, top: int) -> bool:
-        if request["method"] not in ("eth_call", "eth_getBalance", "eth_getTransactionCount"):
+        if request["method"] not in ("eth_call", "eth_getBalance", "eth_getTransactionCount", "eth_getProof"):
             return False
-        asked = anvil.rpc("eth_getBlockByHash", request["params"][1]["blockHash"], False)
+        at = request["params"][2 if request["method"] == "eth_getProof" else 1]
+        asked = anvil.rpc("eth_getBlockByHash", at["blockHash"], False)
         return int(asked["number"], 16) <= top - blocks
 
     return spoil

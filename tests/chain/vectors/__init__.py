@@ -20,6 +20,7 @@ def load(name: str) -> dict[str, Any]:
 HEADERS = load("headers")
 ANVIL = load("anvil")
 EXECUTION_APIS = load("execution-apis")
+PROOFS = load("proofs")
 
 
 def of_anvil() -> tuple[dict[str, Any], list[dict[str, Any]]]:
