@@ -4,8 +4,9 @@ It exits with the code that `run` would give, or 76 if only an endpoint fails. I
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import psycopg
 
@@ -106,7 +107,8 @@ async def _check_network(settings: Settings, database: Database, name: str, is_r
     cursor: Cursor | None = None
     with suppress(StoreUnavailable):
         cursor = await cursors.read(database, Network(ETHEREUM, name)) if is_ready else None
-    shown = [await _check_endpoint(settings, name, url, cursor, say) for url in settings.rpc_urls[name]]
+    heads = {url: await _check_endpoint(settings, name, url, cursor, say) for url in settings.rpc_urls[name]}
+    shown = [each.identity if each else None for each in heads.values()]
     if not settings.audits_balances(name):
         say(
             f"note  network {name}: the balance audit is off: money that leaves no transaction to the address and no "
@@ -122,13 +124,37 @@ async def _check_network(settings: Settings, database: Database, name: str, is_r
             f"stored chain again; if that chain is gone: reconsup chain {name} resume"
         )
         return False
+    there = {url: each.height for url, each in heads.items() if each}
+    if len(there) > 1 and (parted := await _parted(settings, name, list(there), min(there.values()))):
+        say(f"FAIL  network {name}: {parted}: nothing is written while they do; if it lasts, take out the wrong one")
+        return False
     return None not in shown
 
 
-async def _check_endpoint(
-    settings: Settings, name: str, url: str, cursor: Cursor | None, say: Say
-) -> ChainIdentity | None:
-    """Try one URL: which chain it shows; None if it is of no use as it is."""
+async def _parted(settings: Settings, name: str, urls: Sequence[str], height: int) -> str | None:
+    """Which two of the endpoints show different blocks at a height that all of them have; None if none do."""
+    found: list[tuple[str, str]] = []
+    for url in urls:
+        async with Endpoint(name, url, settings.rpc_timeout_seconds) as endpoint:
+            with suppress(ChainUnavailable, ChainInconsistent):  # it was just there: whoever checks again hears of it
+                (header,) = await EvmChain(endpoint).headers([height])
+                found.append((endpoint.name, header.block_hash))
+    for one, block_hash in found[1:]:
+        if block_hash != found[0][1]:
+            return f"{found[0][0]} and {one} show different blocks {height} ({found[0][1]} and {block_hash})"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """Which chain an endpoint shows, and how far."""
+
+    identity: ChainIdentity
+    height: int
+
+
+async def _check_endpoint(settings: Settings, name: str, url: str, cursor: Cursor | None, say: Say) -> _Shown | None:
+    """Try one URL: what it shows; None if it is of no use as it is."""
     async with Endpoint(name, url, settings.rpc_timeout_seconds) as endpoint:
         chain = EvmChain(
             endpoint, proves=settings.proves_blocks(name), native_logs_from=settings.native_logs_from.get(name)
@@ -163,4 +189,4 @@ async def _check_endpoint(
         say(f"note  {where}: blocks are believed as it tells them: {chain.doubt}")
     if audited is not None:
         say(audited)
-    return identity
+    return _Shown(identity, head.latest.height)

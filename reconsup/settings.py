@@ -265,7 +265,7 @@ def _quorums_too_large(values: Mapping[str, Any], texts: Mapping[str, str]) -> l
         name for name, count in (values.get("rpc_quorum") or {}).items() if name in urls and count > len(urls[name])
     ]
     text = texts.get(setting.name, "")
-    return [_invalid(setting, text, f"network {name}: has only {len(urls[name])} URLs") for name in sorted(short)[:1]]
+    return [_invalid(setting, text, f"network {name}: has fewer URLs: {len(urls[name])}") for name in sorted(short)[:1]]
 
 
 def _invalid(setting: Setting, text: str, allowed: str) -> ConfigError:

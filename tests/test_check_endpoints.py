@@ -48,6 +48,18 @@ def test_one_that_fails_is_76_and_the_others_are_tried_all_the_same(database: Da
     assert second.startswith(f"ok    endpoint local: {twins.at_b.url}")
 
 
+def test_endpoints_that_do_not_agree_are_76_whichever_is_ahead(database: Database, twins: Twins) -> None:
+    """An operator saw "ok" and "ok" while nothing was written. Seen to fail when their blocks are not compared."""
+    twins.part(a_blocks=2, b_blocks=4)
+    code, lines = checked(database, *twins.urls)
+    assert code == 76
+    assert [line[:4] for line in lines] == ["ok  ", "ok  ", "FAIL"]
+    assert f"network local: {twins.at_a.url} and {twins.at_b.url} show different blocks 7 (0x" in lines[2]
+    twins.follow()
+    twins.b.rpc("anvil_mine", 1, 1)
+    assert checked(database, *twins.urls)[0] == 0
+
+
 def test_endpoints_of_different_chains_are_told_before_anything_was_read(database: Database, twins: Twins) -> None:
     with Anvil(chain_id=5) as other:
         code, lines = checked(database, twins.at_a.url, other.url)

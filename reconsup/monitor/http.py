@@ -44,7 +44,11 @@ def run(seat: Seat, settings: Settings) -> int:
 
 async def _run(seat: Seat, settings: Settings) -> None:
     networks = [Network(ETHEREUM, name) for name in settings.networks]
-    known = Known(settings.networks, watch.fresh_seconds(settings.poll_interval_seconds))
+    known = Known(
+        settings.networks,
+        watch.fresh_seconds(settings.poll_interval_seconds),
+        lease_seconds=settings.lease_seconds,
+    )
     bell, stopping = asyncio.Event(), asyncio.Event()
     _hear(seat, bell, stopping)
     async with (

@@ -38,6 +38,7 @@ class Known:
     census: Census | None = None
     census_at: float = float("-inf")
     problem: str | None = "the database was not asked yet"
+    lease_seconds: float = 30.0
 
     def fresh_backlog(self, now: float) -> Backlog | None:
         """The last reading, unless it is too old to be believed."""
@@ -150,28 +151,31 @@ def _worker(worker: CellView) -> dict[str, object]:
 
 def _networks(known: Known, backlog: Backlog | None) -> dict[str, dict[str, object]]:
     states = {state.network.name: state for state in backlog.networks} if backlog else {}
-    return {name: _network(states.get(name)) for name in known.networks}
+    return {name: _network(states.get(name), known.lease_seconds) for name in known.networks}
 
 
-def _network(state: NetworkState | None) -> dict[str, object]:
+def _network(state: NetworkState | None, lease_seconds: float) -> dict[str, object]:
     lag_seconds = state.lag_seconds if state else None
     return {
         "head": state.head if state else None,
         "scanned": state.scanned if state else None,
         "span_blocks_left": state.span_blocks_left if state else None,
         "lag_seconds": None if lag_seconds is None else round(lag_seconds, 3),
-        "at_head": _is_at_head(state),
+        "at_head": _is_at_head(state, lease_seconds),
         "holder": state.holder if state else None,
         "stop_reason": state.stop_reason if state else None,
         "proven": state.proven if state else None,
     }
 
 
-def _is_at_head(state: NetworkState | None) -> bool | None:
-    """Whether all is read that an endpoint last showed: then the lag is only how long the chain was silent."""
-    if state is None or state.head is None or state.scanned is None:
+def _is_at_head(state: NetworkState | None, lease_seconds: float) -> bool | None:
+    """Whether an endpoint showed within a lease that all is read: then the lag is only how long the chain was silent.
+
+    While the endpoints are away or disagree, and while the network is stopped, no head is noted, and the chain goes on.
+    """
+    if state is None or state.head is None or state.scanned is None or state.heard_seconds is None:
         return None
-    return state.scanned >= state.head
+    return state.stop_reason is None and state.heard_seconds <= lease_seconds and state.scanned >= state.head
 
 
 def _moment(at: datetime) -> str:

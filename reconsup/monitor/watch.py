@@ -51,6 +51,7 @@ class Watch:
         self._census_at = 0.0
         self._census_failures = 0
         self._rival: int | None = None
+        self._has_announced = False
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -79,6 +80,9 @@ class Watch:
     def _succeed(self, reading: backlog.Backlog, rival: int | None) -> None:
         self._known.backlog, self._known.backlog_at = reading, time.monotonic()
         self._known.problem = None
+        if not self._has_announced:
+            rival = None  # the row may be of whoever ran here before us; one who lives writes it again
+        self._has_announced = True
         if rival is not None and rival != self._rival:
             log.warning(
                 "worker_id_shared",

@@ -294,7 +294,7 @@ _TAKE: LiteralString = (
     """
 UPDATE app.chain_cursors k
 SET scan_lease_owner = %(owner)s, scan_lease_until = now() + make_interval(secs => %(lease)s),
-    scan_lease_epoch = k.scan_lease_epoch + 1, updated_at = now()
+    scan_lease_epoch = k.scan_lease_epoch + 1
 WHERE"""
     + _OF_NETWORK
     + """AND (k.scan_lease_until IS NULL OR k.scan_lease_until <= now() OR k.scan_lease_owner = %(owner)s)

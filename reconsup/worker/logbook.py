@@ -3,12 +3,13 @@
 The figures beside them go to the metrics. Nothing is decided here.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 
 import structlog
 
 from reconsup.chain.block import Block, Fork
-from reconsup.chain.errors import WrongChain
+from reconsup.chain.errors import ChainInconsistent, ChainUnavailable, WrongChain
 from reconsup.chain.evm import ChainIdentity
 from reconsup.monitor import metrics
 from reconsup.payments.request import Network
@@ -18,6 +19,8 @@ from reconsup.store.database import Database
 from reconsup.store.ledger import Committed, RolledBack
 from reconsup.worker import journal
 
+AGAIN_SECONDS = 600.0  # a failure that lasts is told so often
+
 
 class Logbook:
     """One network's."""
@@ -25,6 +28,8 @@ class Logbook:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.log = structlog.get_logger().bind(network=network.name)
+        self._failure_told = ""
+        self._failure_told_at = 0.0
 
     def blocks(
         self, before: Cursor, blocks: Sequence[Block], head_height: int, done: Committed, seconds: float
@@ -57,6 +62,17 @@ class Logbook:
             "then set its next_reconcile_at to now()",
         )
         await refusals.tell(database, refused, worker_id=owner.partition("#")[0], owner=owner)
+
+    def failed(self, error: Exception, failures: int) -> None:
+        """A step failed: told when it is the first of a row, or another lie, and again where the row does not end."""
+        now, sentence = time.monotonic(), str(error)
+        is_news = failures == 1 or (isinstance(error, ChainInconsistent) and sentence != self._failure_told)
+        if not is_news and now < self._failure_told_at + AGAIN_SECONDS:
+            return
+        self._failure_told, self._failure_told_at = sentence, now
+        pause = error.retry_after_seconds if isinstance(error, ChainUnavailable) else None
+        more = {} if pause is None else {"pause_seconds": pause}
+        self.log.warning("scan_failed", error=sentence, kind=type(error).__name__, **more)
 
     def block_refused(self, error: Exception, cursor: Cursor | None) -> None:
         """PostgreSQL refuses what a block brings."""

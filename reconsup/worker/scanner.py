@@ -104,9 +104,10 @@ class Scanner:
             if isinstance(error, WrongChain) and self._nodes.is_wrong:
                 seconds = await self._stop_serving(error)
         else:
-            if self._failures:
-                self._log.info("scan_back", failures=self._failures)
-            self._failures = 0
+            if self._cursor is not None:  # who only waits for the lease cannot tell
+                if self._failures:
+                    self._log.info("scan_back", failures=self._failures)
+                self._failures = 0
         if self._cursor is not None and time.monotonic() + seconds > self._progress_at + self._watch.lease_seconds:
             self._log.info("scan_lease_freed", because="no progress for one lease")
             await self._stand_back()
@@ -358,15 +359,15 @@ class Scanner:
         return RETRY_SECONDS_MIN
 
     def _failed(self, error: Exception) -> float:
-        """Tell the first failure of a row of them; ask for less, and wait ever longer."""
+        """Tell the first failure of a row of them, and from time to time; ask for less, and wait ever longer."""
         self._failures += 1
         self._drop_ahead()
         if isinstance(error, StoreRejected):
             self._book.block_refused(error, self._cursor)
         elif isinstance(error, EndpointsDisagree):
             metrics.RPC_DISAGREEMENTS.inc(1, self._watch.network.name)
-        elif self._failures == 1 or isinstance(error, ChainInconsistent):
-            self._log.warning("scan_failed", error=str(error), kind=type(error).__name__)
+        else:
+            self._book.failed(error, self._failures)
         self._range_blocks = max(1, self._range_blocks // 2)
         if isinstance(error, StoreUnavailable):
             self._cursor = None  # what was sent may have been written: begin from what the database says

@@ -201,7 +201,9 @@ class SpanReader:
                 "span_failed",
                 error=str(error),
                 kind=type(error).__name__,
-                todo="nothing if it passes; else give the network an endpoint that has its old blocks with receipts",
+                todo="nothing: it goes on when PostgreSQL answers"
+                if isinstance(error, StoreUnavailable)
+                else "nothing if it passes; else give the network an endpoint that has its old blocks with receipts",
             )
         if isinstance(error, StoreUnavailable):
             return STORE_RETRY_SECONDS

@@ -200,7 +200,7 @@ FENCED = {
     ),
     "scan lease without a new epoch": Mutant(
         CURSOR,
-        (Swap("    scan_lease_epoch = k.scan_lease_epoch + 1, updated_at", "    updated_at"),),
+        (Swap("scan_lease_epoch = k.scan_lease_epoch + 1\nWHERE", "scan_lease_epoch = k.scan_lease_epoch\nWHERE"),),
         "tests/store/test_scan_lease.py::test_one_scanner_holds_the_cursor_until_its_lease_ends",
         "a scanner's earlier lease passes the fence",
     ),

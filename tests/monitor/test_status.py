@@ -50,7 +50,15 @@ GONE = cell(
 )
 FLEET = Fleet(7, "running", "0.1.0", datetime(2026, 1, 2, tzinfo=UTC), (cell(0), GONE))
 LOCAL = NetworkState(
-    Network("ethereum", "local"), 105, 100, 4.00049, "host-0#ab", None, proven=True, span_blocks_left=7
+    Network("ethereum", "local"),
+    105,
+    100,
+    4.00049,
+    "host-0#ab",
+    None,
+    proven=True,
+    span_blocks_left=7,
+    heard_seconds=1.0,
 )
 STOPPED = NetworkState(Network("ethereum", "stopped"), 9, 8, 1.0, None, "fork below finality", proven=False)
 UNBORN = NetworkState(Network("ethereum", "unborn"))
@@ -114,6 +122,21 @@ def test_status_is_the_contract() -> None:
         "proven": True,
     }
     assert told["networks"]["unborn"]["scanned"] is None
+
+
+@pytest.mark.parametrize(
+    ("stop_reason", "heard_seconds", "is_at_head"),
+    [(None, 20.0, True), (None, 31.0, False), ("reorg below what is final (block 33)", 1.0, False)],
+    ids=["its chain is silent", "its endpoints are away or disagree", "it is stopped"],
+)
+def test_a_network_is_said_to_be_at_its_head_only_while_an_endpoint_says_so(
+    stop_reason: str | None, heard_seconds: float, is_at_head: bool
+) -> None:
+    """No head is noted meanwhile, so all of what was noted is read. Seen to fail without the look at either."""
+    state = NetworkState(LOCAL.network, 97, 97, 36_000.0, None, stop_reason, heard_seconds=heard_seconds)
+    told: Any = status.status(FLEET, known(backlog=Backlog(0, 0.0, (state,))), NOW)
+
+    assert told["networks"]["local"]["at_head"] is is_at_head
 
 
 @pytest.mark.parametrize("stale", [{"backlog_at": NOW - 21}, {"backlog": None}])

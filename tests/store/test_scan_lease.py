@@ -97,3 +97,19 @@ def test_taking_waits_no_longer_than_its_lock_time_out(emptied: Emptied) -> None
             await holder.transact(hold)
 
     asyncio.run(story())
+
+
+def test_taking_the_scan_lease_is_no_news_of_the_chain(emptied: Emptied) -> None:
+    """`at_head` of /status goes by it, and in an outage the lease goes round. Seen to fail with the time set."""
+
+    async def story() -> None:
+        async with store(emptied) as worker:
+            await born(worker, Chain(), owner=OWNER)
+            emptied.execute(
+                "UPDATE app.chain_cursors SET updated_at = now() - interval '1 hour', scan_lease_until = now()"
+            )
+            assert await cursors.take(worker, NETWORK, owner=OTHER, lease_seconds=30) is not None
+        old = "SELECT count(*) FROM app.chain_cursors WHERE updated_at < now() - interval '59 min'"
+        assert emptied.fetch(old) == [(1,)]
+
+    asyncio.run(story())

@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from reconsup.demo.anvil import Anvil
+from reconsup.store.errors import StoreUnavailable
 from tests.support.desk import Desk, Shop, open_shop
 from tests.support.postgres import Database
 from tests.support.proxy import Answers, Proxy, change, proxy_before
@@ -258,6 +259,26 @@ def test_an_endpoint_without_old_blocks_goes_on_being_scanned_while_another_one_
                 await shop.desk.scan()
                 assert shop.scanned() == await shop.chain.height()
                 assert (reads(proxy), reads(archive)) == (1, -(-tail_start // 50))
+
+    asyncio.run(run())
+
+
+def test_an_operator_whose_database_is_away_is_not_sent_to_look_for_another_endpoint(
+    database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail ("give the network an endpoint that has its old blocks") when all failures say the same."""
+
+    async def run() -> None:
+        async with open_shop(database, anvil) as shop:
+            await shop.desk.scan()
+            monkeypatch.setattr(shop.desk.reader, "step", away)
+            with capture_logs() as logs:
+                assert await shop.desk.reader.turn() == 1.0
+            (told,) = [each for each in logs if each["event"] == "span_failed"]
+            assert told["todo"] == "nothing: it goes on when PostgreSQL answers"
+
+    async def away() -> float:
+        raise StoreUnavailable("PostgreSQL does not answer")
 
     asyncio.run(run())
 
