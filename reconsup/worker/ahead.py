@@ -5,9 +5,14 @@ What was read ahead proves nothing by itself: whoever takes it looks whether it 
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from reconsup.chain.block import Block
+from reconsup.chain.evm import BATCH_BLOCKS_MAX
+
+COMMIT_BLOCKS_MAX = 400
+COMMIT_CREDITS_AIM = 10_000  # about a second of PostgreSQL's time: the cursor is locked for so long
 
 
 class Source(Protocol):
@@ -57,6 +62,19 @@ class ReadAhead:
     async def _read(self, first: int, last: int) -> tuple[list[Block], float]:
         started = time.monotonic()
         return await self.chain.blocks(first, last), time.monotonic() - started
+
+
+def next_range(blocks: Sequence[Block], seconds: float, *, twice: int, tail_blocks: int, lease_seconds: float) -> int:
+    """How many blocks to store at once, after these, which took so long to be read: ever more (`twice` as many).
+
+    As long as they bring few credits, and are read in a part of the lease: only a commit renews it. And no block leaves
+    the tail by the very commit that brings it.
+    """
+    credits_each = sum(len(block.credits) for block in blocks) / len(blocks)
+    fitting = COMMIT_CREDITS_AIM / credits_each if credits_each else COMMIT_BLOCKS_MAX
+    in_time = lease_seconds / 6 / seconds * len(blocks) if seconds else COMMIT_BLOCKS_MAX
+    count = int(min(COMMIT_BLOCKS_MAX, tail_blocks, twice, fitting, in_time))
+    return count // BATCH_BLOCKS_MAX * BATCH_BLOCKS_MAX or max(1, count)  # whole HTTP requests, where it is many
 
 
 def _forget(task: "asyncio.Task[tuple[list[Block], float]] | None") -> None:

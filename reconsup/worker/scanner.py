@@ -23,12 +23,10 @@ from reconsup.store.cursor import Cursor, Tags
 from reconsup.store.database import Database
 from reconsup.store.errors import StoreRejected, StoreUnavailable
 from reconsup.store.persist import Against
-from reconsup.worker.ahead import ReadAhead
+from reconsup.worker.ahead import ReadAhead, next_range
 from reconsup.worker.logbook import Logbook
 from reconsup.worker.pause import Pause
 
-COMMIT_BLOCKS_MAX = 400
-COMMIT_CREDITS_AIM = 10_000  # about a second of PostgreSQL's time: the cursor is locked for so long
 WALK_BLOCKS_MAX = 64
 RETRY_SECONDS_MIN = 0.5
 STORE_RETRY_SECONDS = 1.0
@@ -195,6 +193,9 @@ class Scanner:
         if blocks[0].parent_hash != cursor.tip_hash:
             return await self._walk_back(cursor, await self._near_head(cursor, latest))
         headers = [block.header for block in blocks]
+        if latest.height <= headers[-1].height and latest not in headers:
+            self._drop_ahead()  # read before a reorg that this very head shows
+            return RETRY_SECONDS_MIN
         agreed = await self._nodes.agree_on_blocks(
             self._chain, headers, lambda: cursors.stored_hashes(self._database, cursor)
         )
@@ -218,19 +219,6 @@ class Scanner:
             self._ahead.drop()
         self._ahead = None
 
-    def _next_range(self, blocks: Sequence[Block]) -> int:
-        """How many blocks to store at once: ever more, as long as they bring few credits and are read in little time.
-
-        Only a commit renews the lease, so what comes before it must take no more than a part of it.
-        """
-        credits_each = sum(len(block.credits) for block in blocks) / len(blocks)
-        fitting = COMMIT_CREDITS_AIM / credits_each if credits_each else COMMIT_BLOCKS_MAX
-        seconds_each = self._ahead.seconds / len(blocks) if self._ahead is not None else 0.0
-        in_time = self._watch.lease_seconds / 6 / seconds_each if seconds_each else COMMIT_BLOCKS_MAX
-        # No block leaves the tail by the very commit that brings it.
-        count = int(min(COMMIT_BLOCKS_MAX, self._watch.tail_blocks, self._range_blocks * 2, fitting, in_time))
-        return count // BATCH_BLOCKS_MAX * BATCH_BLOCKS_MAX or max(1, count)  # whole HTTP requests, where it is many
-
     async def _commit(self, cursor: Cursor, blocks: Sequence[Block], tags: Tags) -> float:
         """Store blocks that hang on our tip; at once more if the head is farther."""
         started = time.monotonic()
@@ -246,7 +234,11 @@ class Scanner:
         if done is None:
             return await self._lost()
         self._advanced(done.cursor)
-        self._range_blocks = self._next_range(blocks)
+        seconds = self._ahead.seconds if self._ahead is not None else 0.0
+        self._range_blocks = next_range(
+            blocks, seconds, twice=self._range_blocks * 2, tail_blocks=self._watch.tail_blocks,
+            lease_seconds=self._watch.lease_seconds,
+        )  # fmt: skip
         if done.refused:
             await self._book.rows_refused(self._database, done.refused, self._watch.owner)
         if done.touched or cursor.tip_time is None:  # the first block of all makes requests claimable
@@ -334,7 +326,10 @@ class Scanner:
         if seen is None or seen.epoch != cursor.epoch:
             return await self._lost()
         tip = await self._chain.header_at(cursor.scanned_height)
-        if tip is None or tip.block_hash != cursor.tip_hash:
+        if tip is None:
+            return self._idle_seconds
+        if tip.block_hash != cursor.tip_hash:  # perhaps another endpoint does show it: then somebody must be told
+            await self._nodes.agree_on_fork(self._chain, cursor.scanned_height, cursor.tip_hash, tip.block_hash)
             return self._idle_seconds
         if await cursors.start_again(self._database, cursor):
             self._log.warning("network_started_again", height=cursor.scanned_height)

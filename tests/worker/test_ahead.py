@@ -7,8 +7,8 @@ import pytest
 
 from reconsup.chain.block import Block
 from reconsup.chain.errors import ChainUnavailable
-from reconsup.worker.ahead import ReadAhead
-from tests.support.ledgers import Chain
+from reconsup.worker.ahead import ReadAhead, next_range
+from tests.support.ledgers import Chain, ether
 
 
 class Node:
@@ -107,3 +107,26 @@ def test_who_is_cancelled_while_waiting_stops_the_reading() -> None:
         assert node.cancelled == 1
 
     on(story)
+
+
+@pytest.mark.parametrize(
+    ("credits_each", "seconds", "expected"),
+    [
+        (0, 0.0, 100),  # twice as many
+        (0, 2.5, 100),  # fifty in 2.5 s: a hundred in a sixth of the lease
+        (0, 10.0, 25),  # slow: as many as fit into it
+        (0, 500.0, 1),
+        (1_000, 0.1, 10),  # ten thousand credits
+        (200, 0.1, 50),  # whole HTTP requests
+    ],
+)
+def test_a_range_is_as_long_as_credits_and_the_lease_allow(credits_each: int, seconds: float, expected: int) -> None:
+    chain = Chain(first=100)
+    blocks = [chain.mine(*(ether(f"0x{n:040x}", 1, (at, n)) for n in range(credits_each))) for at in range(50)]
+    assert next_range(blocks, seconds, twice=100, tail_blocks=1024, lease_seconds=30.0) == expected
+
+
+def test_no_range_is_longer_than_the_tail() -> None:
+    blocks = Chain(first=100).mined(50)
+    assert next_range(blocks, 0.1, twice=10_000, tail_blocks=64, lease_seconds=30.0) == 50
+    assert next_range(blocks, 0.1, twice=10_000, tail_blocks=1024, lease_seconds=30.0) == 400

@@ -303,3 +303,27 @@ def test_a_stopped_network_is_one_row_of_alarm_and_few_calls(database: Database)
 
     with final_chain() as anvil:
         asyncio.run(run(anvil))
+
+
+def test_what_was_read_ahead_before_a_reorg_is_not_stored_after_it(database: Database, anvil: Anvil) -> None:
+    """Seen to fail (the payment is confirmed, and then reorged) when the head in hand is not compared with it."""
+
+    async def run() -> None:
+        async with open_shop(database, anvil, blocks=5, policy=replace(POLICY, confirmations=1)) as shop:
+            await shop.work()
+            id_ = await shop.request()
+            await shop.chain.mine(52)
+            await shop.pay(id_)
+            assert await shop.desk.scanner.turn() == 0  # fifty blocks; the three others are read meanwhile
+            ahead = shop.desk.scanner._ahead
+            assert ahead is not None
+            assert ahead._task is not None
+            await asyncio.wait([ahead._task])
+            await shop.chain.reorg(1)
+            await shop.work()
+            await shop.work()
+            assert shop.scanned() == await shop.chain.height()
+            assert shop.settlements(id_) == {}
+            assert shop.reasons(id_) == []
+
+    asyncio.run(run())

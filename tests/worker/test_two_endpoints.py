@@ -301,6 +301,31 @@ def test_a_network_is_not_stopped_by_one_endpoint_while_another_one_shows_what_i
         over(database, twins, story)
 
 
+def test_a_network_that_one_endpoint_stopped_while_the_other_was_away_says_so_when_that_one_is_back(
+    database: Database,
+) -> None:
+    """Both are there and disagree: a person must know of it. Seen to fail (silence) when only the one is asked."""
+
+    async def story(shop: Shop) -> None:
+        await shop.chain.mine(10)
+        twins.follow()
+        await shop.desk.scan()
+        twins.at_b.spoil = away
+        await shop.chain.reorg(6)
+        await shop.chain.mine()
+        await shop.desk.scan()
+        assert "below what is final" in shop.cursor()["stop_reason"]
+        twins.at_b.spoil = None
+        with capture_logs() as logs:
+            for _ in range(3):
+                await shop.desk.scanner.turn()
+        assert [each["event"] for each in logs].count("endpoints_disagree") == 1
+        assert shop.cursor()["stop_reason"] is not None
+
+    with twin_nodes(options=["--slots-in-an-epoch", "1"]) as twins:
+        over(database, twins, story)
+
+
 def test_a_node_that_stopped_on_a_block_the_chain_gave_up_does_not_hold_the_network_back(
     database: Database, twins: Twins
 ) -> None:
