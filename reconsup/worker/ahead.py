@@ -5,14 +5,18 @@ What was read ahead proves nothing by itself: whoever takes it looks whether it 
 
 import asyncio
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol
 
-from reconsup.chain.block import Block
+from reconsup.chain.block import Block, links
+from reconsup.chain.errors import ChainInconsistent
 from reconsup.chain.evm import BATCH_BLOCKS_MAX
 
-COMMIT_BLOCKS_MAX = 400
+COMMIT_BLOCKS_MAX = 1000
 COMMIT_CREDITS_AIM = 10_000  # about a second of PostgreSQL's time: the cursor is locked for so long
+
+
+Reading = Coroutine[Any, Any, list[Block]]
 
 
 class Source(Protocol):
@@ -61,7 +65,26 @@ class ReadAhead:
 
     async def _read(self, first: int, last: int) -> tuple[list[Block], float]:
         started = time.monotonic()
-        return await self.chain.blocks(first, last), time.monotonic() - started
+        count = last - first + 1
+        if count <= BATCH_BLOCKS_MAX:
+            return await self.chain.blocks(first, last), time.monotonic() - started
+        middle = first + -(-count // (2 * BATCH_BLOCKS_MAX)) * BATCH_BLOCKS_MAX
+        found = await _both(self.chain.blocks(first, middle - 1), self.chain.blocks(middle, last))
+        return found, time.monotonic() - started
+
+
+async def _both(lower: Reading, upper: Reading) -> list[Block]:
+    """The blocks of two ranges that are read at the same time: one is decoded while the node works on the other."""
+    tasks = [asyncio.create_task(lower), asyncio.create_task(upper)]
+    try:
+        below, above = await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            _forget(task)
+        raise
+    if not links([below[-1].header, above[0].header]):
+        raise ChainInconsistent(f"gave blocks {below[-1].height} and {above[0].height} that are not one chain")
+    return below + above
 
 
 def next_range(blocks: Sequence[Block], seconds: float, *, twice: int, tail_blocks: int, lease_seconds: float) -> int:
@@ -77,7 +100,7 @@ def next_range(blocks: Sequence[Block], seconds: float, *, twice: int, tail_bloc
     return count // BATCH_BLOCKS_MAX * BATCH_BLOCKS_MAX or max(1, count)  # whole HTTP requests, where it is many
 
 
-def _forget(task: "asyncio.Task[tuple[list[Block], float]] | None") -> None:
+def _forget(task: "asyncio.Task[Any] | None") -> None:
     if task is not None:
         task.cancel()
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # looked at: nobody is told

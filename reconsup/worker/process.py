@@ -6,6 +6,7 @@ cannot give back because the database is away, the lease's end or the janitor do
 """
 
 import asyncio
+import gc
 import signal
 import time
 from contextlib import AsyncExitStack
@@ -42,7 +43,16 @@ def run(seat: Seat, settings: Settings) -> int:
     """Work until told to drain; the exit code. Called in the child, right after the fork."""
     logs.configure(settings.log_format, worker_id=seat.worker_id)
     metrics.open(seat.metrics_directory, str(seat.slot))
+    calm_collector()
     return uvloop.run(_Worker(seat, settings).run())
+
+
+def calm_collector() -> None:
+    """Let Python look for garbage in circles rarely: a block is a thousand small dicts, all gone when it is decoded.
+
+    By default it goes through them again and again meanwhile: a third of the time that near-empty blocks take.
+    """
+    gc.set_threshold(100_000, 20, 20)
 
 
 class _Worker:

@@ -4,6 +4,7 @@ The bare loop asks for the same batches over one connection that stays open, and
 stores. Node, database and program share the machine's processors. Without the proof and with it.
 """
 
+import gc
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,6 +14,7 @@ import orjson
 import uvloop
 
 from reconsup.demo.anvil import Anvil
+from reconsup.worker import process
 from tests.bench import stage
 from tests.bench.busy import mine_busy, mine_quiet
 from tests.support import postgres
@@ -80,6 +82,8 @@ async def _kind(
 def measure(url: str) -> list[dict[str, Any]]:
     """Both kinds of chain."""
     stage.silence()
+    gc.freeze()  # as the supervisor does before it forks
+    process.calm_collector()
     database = postgres.Database("bench", url, url)
     return [
         uvloop.run(_kind(database, "quiet", mine_quiet, QUIET_BLOCKS)),

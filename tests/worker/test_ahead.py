@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from reconsup.chain.block import Block
-from reconsup.chain.errors import ChainUnavailable
+from reconsup.chain.errors import ChainInconsistent, ChainUnavailable
 from reconsup.worker.ahead import ReadAhead, next_range
 from tests.support.ledgers import Chain, ether
 
@@ -129,4 +129,53 @@ def test_a_range_is_as_long_as_credits_and_the_lease_allow(credits_each: int, se
 def test_no_range_is_longer_than_the_tail() -> None:
     blocks = Chain(first=100).mined(50)
     assert next_range(blocks, 0.1, twice=10_000, tail_blocks=64, lease_seconds=30.0) == 50
-    assert next_range(blocks, 0.1, twice=10_000, tail_blocks=1024, lease_seconds=30.0) == 400
+    assert next_range(blocks, 0.1, twice=10_000, tail_blocks=1024, lease_seconds=30.0) == 1000
+
+
+class LongNode(Node):
+    """Blocks 100 to 299; `other` is another chain, of which the upper ones come after a reorg between two answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mined = Chain(first=100).mined(200)
+        self.other: list[Block] = []
+
+    async def blocks(self, first: int, last: int) -> list[Block]:
+        self.asked.append((first, last))
+        await self.gate.wait()
+        source = self.other if self.other and first > 150 else self.mined
+        if last > 299:
+            raise ChainUnavailable("it is behind")
+        return source[first - 100 : last - 99]
+
+
+def test_many_blocks_are_asked_for_in_two_requests_at_the_same_time() -> None:
+    async def run() -> None:
+        node = LongNode()
+        ahead = ReadAhead(node)
+        node.gate.clear()
+        ahead.begin(100, 299)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert node.asked == [(100, 199), (200, 299)]
+        node.gate.set()
+        assert heights(await ahead.blocks(100, 299)) == list(range(100, 300))
+        assert heights(await ahead.blocks(100, 149)) == list(range(100, 150))
+        assert heights(await ahead.blocks(100, 159)) == list(range(100, 160))
+        assert node.asked[2:] == [(100, 149), (100, 149), (150, 159)]
+
+    asyncio.run(run())
+
+
+def test_two_answers_that_are_not_of_one_chain_are_refused_and_one_that_fails_fails_both() -> None:
+    """Seen to fail (blocks of two chains as one range) without the look at where they meet."""
+
+    async def run() -> None:
+        node = LongNode()
+        node.other = Chain(first=100, name="other").mined(200)
+        with pytest.raises(ChainInconsistent, match="blocks 199 and 200"):
+            await ReadAhead(node).blocks(100, 299)
+        with pytest.raises(ChainUnavailable):
+            await ReadAhead(node).blocks(100, 350)
+
+    asyncio.run(run())
