@@ -22,6 +22,7 @@ CURSOR_COLUMNS = (
     AddedColumn("unproven_height", "bigint", BIGINT),
     AddedColumn("audited_height", "bigint", BIGINT),
     AddedColumn("audited_hash", "text", TEXT),
+    AddedColumn("disagreed_at", "timestamptz", INSTANT),
 )
 
 # What was read before blocks were proven.

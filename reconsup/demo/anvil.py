@@ -72,7 +72,10 @@ class Anvil:
         self.chain_id = chain_id
         self._ids = itertools.count(1)
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process that writes into it
-        arguments = ["--port", str(port), "--chain-id", str(chain_id), *_mining(block_seconds), *options]
+        # Where it keeps old states: in its own folder they would stay when it is killed, gigabytes of them.
+        self._states = tempfile.TemporaryDirectory(prefix="reconsup-anvil-", ignore_cleanup_errors=True)
+        arguments = ["--port", str(port), "--chain-id", str(chain_id), "--cache-path", self._states.name]
+        arguments += [*_mining(block_seconds), *options]
         self._process = self._start(find_anvil(), arguments)
         try:
             self.url = f"http://127.0.0.1:{self._listening_port(port)}"
@@ -103,6 +106,7 @@ class Anvil:
                 self._process.kill()
                 self._process.wait()
         self._output.close()
+        self._states.cleanup()
 
     def rpc(self, method: str, *params: Any) -> Any:
         """Make one JSON-RPC call, blocking. Raises AnvilError with the node's own words if it refuses."""

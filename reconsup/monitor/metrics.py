@@ -234,6 +234,9 @@ CHAIN_LAG = Line("reconsup_chain_lag_seconds", "gauge", ("network",), "Age of th
 CHAIN_STOPPED = Line(
     "reconsup_chain_stopped", "gauge", ("network",), "1: the network stopped itself, a person must act"
 )
+RPC_DISAGREEMENT = Line(
+    "reconsup_rpc_disagreement", "gauge", ("network",), "1: two endpoints show different blocks, nothing is written"
+)
 CHAIN_PROVEN = Line("reconsup_chain_proven", "gauge", ("network",), "1: all blocks of the tail were proven complete")
 SPAN_BLOCKS_LEFT = Line("reconsup_span_blocks_left", "gauge", ("network",), "Old blocks that requests still wait for")
 BUILD_INFO = Line("reconsup_build_info", "gauge", ("version",), "Always 1")
@@ -250,6 +253,7 @@ READ: tuple[Line, ...] = (
     CHAIN_SCANNED,
     CHAIN_LAG,
     CHAIN_STOPPED,
+    RPC_DISAGREEMENT,
     SPAN_BLOCKS_LEFT,
     CHAIN_PROVEN,
     BUILD_INFO,

@@ -90,7 +90,7 @@ def readings(fleet: Fleet, known: Known, now: float) -> Readings:
     found = _fleet_readings(fleet)
     backlog = known.fresh_backlog(now)
     if backlog is not None:
-        found |= _backlog_readings(backlog)
+        found |= _backlog_readings(backlog, known.lease_seconds)
         if known.census is not None:
             found["reconsup_unserved_requests"] = {(): known.census.unserved}
             found["reconsup_row_errors"] = {(reason,): n for reason, n in known.census.row_errors.items()}
@@ -114,7 +114,7 @@ def _fleet_readings(fleet: Fleet) -> Readings:
     }
 
 
-def _backlog_readings(backlog: Backlog) -> Readings:
+def _backlog_readings(backlog: Backlog, lease_seconds: float) -> Readings:
     def each(value: Mapping[str, float | None]) -> dict[tuple[str, ...], float]:
         return {(name,): figure for name, figure in value.items() if figure is not None}
 
@@ -127,6 +127,9 @@ def _backlog_readings(backlog: Backlog) -> Readings:
         "reconsup_span_blocks_left": each({name: state.span_blocks_left for name, state in networks.items()}),
         "reconsup_chain_lag_seconds": each({name: state.lag_seconds for name, state in networks.items()}),
         "reconsup_chain_stopped": each({name: float(bool(state.stop_reason)) for name, state in networks.items()}),
+        "reconsup_rpc_disagreement": each(
+            {name: _figure(_disagrees(state, lease_seconds)) for name, state in networks.items()}
+        ),
         "reconsup_chain_proven": each({name: _figure(state.proven) for name, state in networks.items()}),
     }
 
@@ -176,6 +179,13 @@ def _is_at_head(state: NetworkState | None, lease_seconds: float) -> bool | None
     if state is None or state.head is None or state.scanned is None or state.heard_seconds is None:
         return None
     return state.stop_reason is None and state.heard_seconds <= lease_seconds and state.scanned >= state.head
+
+
+def _disagrees(state: NetworkState, lease_seconds: float) -> bool | None:
+    """Whether endpoints show different blocks: who follows the chain asks, and notes it, more than once a lease."""
+    if state.scanned is None:
+        return None
+    return state.disagreed_seconds is not None and state.disagreed_seconds <= lease_seconds
 
 
 def _moment(at: datetime) -> str:

@@ -22,8 +22,9 @@ class NetworkState:
     """One served network as its cursor shows it. `lag_seconds` is the age of the last block read, by the database's
     clock; `holder` the lease owner that reads it now; `proven`: every block of the tail was proven complete, None while
     none was read; `heard_seconds`: how long ago it was noted what an endpoint shows, new blocks or none; `take` of the
-    scan lease notes nothing; `span_blocks_left`: blocks older than the tail that requests wait for, as guessed, 0 when
-    none does. Everything is None where no cursor is born yet.
+    scan lease notes nothing; `disagreed_seconds`: how long ago two endpoints showed different blocks;
+    `span_blocks_left`: blocks older than the tail that requests wait for, as guessed, 0 when none does. Everything is
+    None where no cursor is born yet.
     """
 
     network: Network
@@ -35,6 +36,7 @@ class NetworkState:
     proven: bool | None = None
     span_blocks_left: int | None = None
     heard_seconds: float | None = None
+    disagreed_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ async def read(database: Database, networks: Sequence[Network]) -> Backlog:
                 span_blocks_left=row.span_blocks_left,
                 lag_seconds=row.lag_seconds,
                 heard_seconds=row.heard_seconds,
+                disagreed_seconds=row.disagreed_seconds,
                 holder=row.holder,
                 stop_reason=row.stop_reason,
                 proven=row.proven,
@@ -145,6 +148,7 @@ SELECT served.chain, served.network, k.head_height,
        CASE WHEN k.tip_time IS NOT NULL
             THEN GREATEST(extract(epoch FROM now() - k.tip_time), 0) END::float8 AS lag_seconds,
        GREATEST(extract(epoch FROM now() - k.updated_at), 0)::float8 AS heard_seconds,
+       GREATEST(extract(epoch FROM now() - k.disagreed_at), 0)::float8 AS disagreed_seconds,
        CASE WHEN k.scan_lease_until > now() THEN k.scan_lease_owner END AS holder,
        k.stop_reason,
        CASE WHEN k.next_height > k.tail_start THEN COALESCE(k.unproven_height < k.tail_start, true) END AS proven,

@@ -143,6 +143,11 @@ async def touch_due(database: Database, network: Network, due_against: Against) 
     return 0
 
 
+async def note_disagreement(database: Database, network: Network, *, is_over: bool = False) -> None:
+    """Note that endpoints of a network showed different blocks just now, or that they agree again."""
+    await database.fetch(_AGREE if is_over else _DISAGREE, _key(network))
+
+
 async def free(database: Database, cursor: Cursor) -> None:
     """Give the scan lease back, if it is still ours."""
     await database.fetch(_FREE, fence(cursor))
@@ -311,6 +316,10 @@ SET scan_lease_until = now() + make_interval(secs => %(lease)s), updated_at = no
     + FENCE
     + "RETURNING"
     + _COLUMNS
+)
+_DISAGREE: LiteralString = "UPDATE app.chain_cursors k SET disagreed_at = now() WHERE" + _OF_NETWORK
+_AGREE: LiteralString = (
+    "UPDATE app.chain_cursors k SET disagreed_at = NULL WHERE" + _OF_NETWORK + "AND k.disagreed_at IS NOT NULL"
 )
 _FREE: LiteralString = (
     "UPDATE app.chain_cursors k SET scan_lease_owner = NULL, scan_lease_until = NULL WHERE"

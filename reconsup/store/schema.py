@@ -216,6 +216,7 @@ chain_cursors = Table(
     Column("unproven_height", BigInteger),
     Column("audited_height", BigInteger),
     Column("audited_hash", Text),
+    Column("disagreed_at", _INSTANT),
     PrimaryKeyConstraint("chain", "network", name="chain_cursors_pkey"),
     **_BUSY,
 )

@@ -5,17 +5,20 @@ The figures beside them go to the metrics. Nothing is decided here.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import structlog
 
 from reconsup.chain.block import Block, Fork
-from reconsup.chain.errors import ChainInconsistent, ChainUnavailable, WrongChain
+from reconsup.chain.errors import ChainInconsistent, ChainUnavailable, EndpointsDisagree, WrongChain
 from reconsup.chain.evm import ChainIdentity
 from reconsup.monitor import metrics
 from reconsup.payments.request import Network
+from reconsup.store import cursor as cursors
 from reconsup.store import refusals
 from reconsup.store.cursor import Cursor
 from reconsup.store.database import Database
+from reconsup.store.errors import StoreRejected, StoreUnavailable
 from reconsup.store.ledger import Committed, RolledBack
 from reconsup.worker import journal
 
@@ -28,6 +31,7 @@ class Logbook:
     def __init__(self, network: Network) -> None:
         self.network = network
         self.log = structlog.get_logger().bind(network=network.name)
+        self._is_disagreeing = False
         self._failure_told = ""
         self._failure_told_at = 0.0
 
@@ -83,6 +87,18 @@ class Logbook:
             todo="PostgreSQL refuses what these blocks bring: a settlement, the proof of a reorg, or the touch of "
             "a request that is at work: put it right. Until then no block of this network is stored",
         )
+
+    async def disagreement(self, database: Database, error: Exception | None) -> None:
+        """Two endpoints show different blocks (they said so in the log); or no error: that may be over."""
+        is_disagreeing = isinstance(error, EndpointsDisagree)
+        if is_disagreeing:
+            metrics.RPC_DISAGREEMENTS.inc(1, self.network.name)
+        if is_disagreeing or (error is None and self._is_disagreeing):
+            self._is_disagreeing = is_disagreeing
+            with suppress(
+                StoreUnavailable, StoreRejected
+            ):  # it is only told: a lease later it is not believed any more
+                await cursors.note_disagreement(database, self.network, is_over=not is_disagreeing)
 
     def reorg(self, fork: Fork, done: RolledBack) -> None:
         """The scan was taken back to a proven fork."""

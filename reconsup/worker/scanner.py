@@ -99,9 +99,11 @@ class Scanner:
             seconds = await self._nodes.ask(self.step)
         except (ChainUnavailable, ChainInconsistent, StoreUnavailable, StoreRejected) as error:
             seconds = self._failed(error)
+            await self._book.disagreement(self._database, error)
             if isinstance(error, WrongChain) and self._nodes.is_wrong:
                 seconds = await self._stop_serving(error)
         else:
+            await self._book.disagreement(self._database, None)
             if self._cursor is not None:  # who only waits for the lease cannot tell
                 if self._failures:
                     self._log.info("scan_back", failures=self._failures)
@@ -359,9 +361,7 @@ class Scanner:
         self._drop_ahead()
         if isinstance(error, StoreRejected):
             self._book.block_refused(error, self._cursor)
-        elif isinstance(error, EndpointsDisagree):
-            metrics.RPC_DISAGREEMENTS.inc(1, self._watch.network.name)
-        else:
+        elif not isinstance(error, EndpointsDisagree):
             self._book.failed(error, self._failures)
         self._range_blocks = max(1, self._range_blocks // 2)
         if isinstance(error, StoreUnavailable):

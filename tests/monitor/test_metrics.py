@@ -172,6 +172,7 @@ def test_the_table_has_the_names_of_the_contract() -> None:
         "reconsup_chain_lag_seconds": ("network",),
         "reconsup_chain_stopped": ("network",),
         "reconsup_chain_proven": ("network",),
+        "reconsup_rpc_disagreement": ("network",),
         "reconsup_blocks_scanned_total": ("network",),
         "reconsup_span_blocks_total": ("network",),
         "reconsup_span_blocks_left": ("network",),

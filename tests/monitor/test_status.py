@@ -60,7 +60,9 @@ LOCAL = NetworkState(
     span_blocks_left=7,
     heard_seconds=1.0,
 )
-STOPPED = NetworkState(Network("ethereum", "stopped"), 9, 8, 1.0, None, "fork below finality", proven=False)
+STOPPED = NetworkState(
+    Network("ethereum", "stopped"), 9, 8, 1.0, None, "fork below finality", proven=False, disagreed_seconds=2.0
+)
 UNBORN = NetworkState(Network("ethereum", "unborn"))
 
 
@@ -181,4 +183,5 @@ def test_readings_are_lines_of_the_table_with_their_labels() -> None:
     assert found["reconsup_span_blocks_left"] == {("local",): 7}
     assert found["reconsup_chain_stopped"] == {("local",): 0, ("stopped",): 1, ("unborn",): 0}
     assert found["reconsup_chain_proven"] == {("local",): 1, ("stopped",): 0}
+    assert found["reconsup_rpc_disagreement"] == {("local",): 0, ("stopped",): 1}
     assert found["reconsup_row_errors"] == {("set_aside",): 1}

@@ -202,6 +202,24 @@ def test_no_cursor_is_born_on_a_block_that_another_endpoint_does_not_have(databa
 # two forks
 
 
+def test_a_disagreement_is_on_the_cursor_for_the_gauge_until_they_agree_again(database: Database, twins: Twins) -> None:
+    """Seen to fail (a gauge that never falls) when the agreement is not noted."""
+
+    async def story(shop: Shop) -> None:
+        await shop.desk.scan()
+        assert shop.cursor()["disagreed_at"] is None
+        await shop.chain.mine()
+        twins.b.rpc("anvil_mine", "0x1", "0x7")
+        await shop.desk.scan()
+        assert shop.cursor()["disagreed_at"] is not None
+        twins.at_b.spoil = away
+        for _ in range(3):
+            await shop.desk.scan()
+        assert shop.cursor()["disagreed_at"] is None
+
+    over(database, twins, story)
+
+
 @pytest.mark.parametrize("ending", ["b comes over", "b goes away", "a goes away", "a comes over"])
 def test_while_two_endpoints_show_different_forks_nothing_is_written(
     database: Database, twins: Twins, ending: str, monkeypatch: pytest.MonkeyPatch
