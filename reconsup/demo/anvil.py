@@ -74,8 +74,8 @@ class Anvil:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process that writes into it
         # Where it keeps old states: in its own folder they would stay when it is killed, gigabytes of them.
         self._states = tempfile.TemporaryDirectory(prefix="reconsup-anvil-", ignore_cleanup_errors=True)
-        arguments = ["--port", str(port), "--chain-id", str(chain_id), "--cache-path", self._states.name]
-        arguments += [*_mining(block_seconds), *options]
+        states = () if "--cache-path" in options else ("--cache-path", self._states.name)
+        arguments = ["--port", str(port), "--chain-id", str(chain_id), *states, *_mining(block_seconds), *options]
         self._process = self._start(find_anvil(), arguments)
         try:
             self.url = f"http://127.0.0.1:{self._listening_port(port)}"
