@@ -16,6 +16,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,9 +73,13 @@ class Anvil:
         self.chain_id = chain_id
         self._ids = itertools.count(1)
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process that writes into it
-        # Where it keeps old states: in its own folder they would stay when it is killed, gigabytes of them.
-        self._states = tempfile.TemporaryDirectory(prefix="reconsup-anvil-", ignore_cleanup_errors=True)
-        states = () if "--cache-path" in options else ("--cache-path", self._states.name)
+        self._folder = ExitStack()
+        states: tuple[str, ...] = ()
+        if (
+            "--cache-path" not in options
+        ):  # old states: in its own folder they stay when it is killed, gigabytes of them
+            folder = tempfile.TemporaryDirectory(prefix="reconsup-anvil-", ignore_cleanup_errors=True)
+            states = ("--cache-path", self._folder.enter_context(folder))
         arguments = ["--port", str(port), "--chain-id", str(chain_id), *states, *_mining(block_seconds), *options]
         self._process = self._start(find_anvil(), arguments)
         try:
@@ -106,7 +111,7 @@ class Anvil:
                 self._process.kill()
                 self._process.wait()
         self._output.close()
-        self._states.cleanup()
+        self._folder.close()
 
     def rpc(self, method: str, *params: Any) -> Any:
         """Make one JSON-RPC call, blocking. Raises AnvilError with the node's own words if it refuses."""
