@@ -159,7 +159,7 @@ def _supervise(settings: Settings, stack: ExitStack) -> int:
         ),
         supervisor.Options(
             base=settings.worker_base,
-            workers=settings.workers,
+            workers=settings.workers.most,
             version=reconsup.__version__,
             metrics_directory=directory,
             limits=Limits(

@@ -29,6 +29,7 @@ Depth = int | Literal["safe", "finalized"]
 
 _SHOWN_CHARACTERS_MAX = 200
 _TYPO_RATIO = 0.75
+WATCHDOG_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,14 @@ class Settings:
     confirmations: Mapping[str, Depth]
     reorg_observe_window_seconds: float
     rpc_urls: Mapping[str, tuple[str, ...]]
-    workers: int
+    workers: parse.Workers
     start_seconds: float
     drain_seconds: float
+    boot_seconds: float
+    watchdog_seconds: float
+    recycle_seconds: float
+    recycle_memory_mb: float
+    memory_max_mb: float
     rpc_timeout_seconds: float
     rpc_quorum: Mapping[str, int]
     block_proof: Mapping[str, bool]
@@ -221,7 +227,11 @@ def _read(setting: Setting, texts: Mapping[str, str], values: dict[str, Any]) ->
         if setting.name == "DATABASE_URL":
             return ConfigError(_code(setting.name, "MISSING"), setting.name, None, setting.rule)
         # Derived defaults. A minimum that could not be read is an error of its own.
-        derived = {"worker_base": parse.host_name(), "finality_confirmations": values.get("min_confirmations")}
+        derived = {
+            "worker_base": parse.host_name(),
+            "finality_confirmations": values.get("min_confirmations"),
+            "watchdog_seconds": max(WATCHDOG_SECONDS, 2 * values.get("lease_seconds", 0)),
+        }
         values[setting.field] = derived.get(setting.field)
         return None
     try:
@@ -236,6 +246,7 @@ def _read(setting: Setting, texts: Mapping[str, str], values: dict[str, Any]) ->
 # field, other field, how many times the other it must be: at least, at most
 _PAIRS = (
     ("lease_seconds", "rpc_timeout_seconds", 3, None),
+    ("watchdog_seconds", "lease_seconds", 1, None),
     ("detected_threshold_bps", "confirmed_threshold_bps", None, 1),
     ("finality_confirmations", "min_confirmations", 1, None),
     ("expiry_confirmations", "tail_blocks", None, 1),

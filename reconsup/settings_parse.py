@@ -10,7 +10,7 @@ import os
 import re
 import socket
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import psycopg
@@ -20,6 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 EMBEDDED = "embedded:"
 BLOCKS_MAX = 100_000
 WORKERS_MAX = 512
+MEBIBYTES_MAX = 1 << 20
 ENDPOINTS_MAX = 16
 WORKER_BASE_CHARACTERS_MAX = 128
 
@@ -95,13 +96,42 @@ def host_name() -> str:
     return name[:WORKER_BASE_CHARACTERS_MAX] or "host"
 
 
-def workers(text: str) -> int:
-    """A number of workers; `auto` is the CPUs that this process may use."""
+class Workers(NamedTuple):
+    """How many workers: at least, and at most as many as the work that waits asks for."""
+
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return str(self.least) if self.least == self.most else f"{self.least}:{self.most}"
+
+
+def workers(text: str) -> Workers:
+    """A number of workers, or MIN:MAX; `auto` is the CPUs that this process may use."""
+    least, is_range, most = text.partition(":")
+    if not is_range:
+        return Workers(_workers(text), _workers(text))
+    scaled = Workers(_workers(least), _workers(most))
+    if scaled.least > scaled.most:
+        raise Refused("MIN:MAX: MIN must not be above MAX")
+    return scaled
+
+
+def _workers(text: str) -> int:
     if text.lower() == "auto":
         return min(len(os.sched_getaffinity(0)), WORKERS_MAX)
-    if re.fullmatch(r"\d+:\d+", text):
-        raise Refused(f"MIN:MAX is not in this version: one number from 1 to {WORKERS_MAX}, or auto")
     return integer(1, WORKERS_MAX)(text)
+
+
+def none_or(least: float, most: float) -> Callable[[str], float]:
+    """A parser of numbers from `least` to `most`, or 0: not at all."""
+    within = number(least=least, most=most)
+
+    def parse(text: str) -> float:
+        value = number(least=0, most=most)(text)
+        return within(text) if value else 0.0
+
+    return parse
 
 
 def address(text: str) -> tuple[str, int] | None:

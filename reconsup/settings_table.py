@@ -124,7 +124,13 @@ SETTINGS: tuple[Setting, ...] = (
         parse.rpc_urls,
         is_secret=True,
     ),
-    Setting("RECONSUP_WORKERS", "workers", "auto", "1 to 512, or auto (one per CPU)", parse.workers),
+    Setting(
+        "RECONSUP_WORKERS",
+        "workers",
+        "auto",
+        "1 to 512, auto (one per CPU), or MIN:MAX: as many as the work that waits asks for",
+        parse.workers,
+    ),
     Setting(
         "RECONSUP_START_SECONDS",
         "start_seconds",
@@ -138,6 +144,42 @@ SETTINGS: tuple[Setting, ...] = (
         "30",
         "seconds above 0 and at most 86400: workers that have not left by then are killed",
         parse.number(above=0, most=_DAY),
+    ),
+    Setting(
+        "RECONSUP_BOOT_SECONDS",
+        "boot_seconds",
+        "60",
+        "seconds, 2 to 3600: a worker that is not ready by then is killed",
+        parse.number(least=2, most=3600),
+    ),
+    Setting(
+        "RECONSUP_WATCHDOG_SECONDS",
+        "watchdog_seconds",
+        None,
+        "seconds, 2 to 86400 and at least the lease: a worker of whose work loops one shows no life for so long "
+        "is killed (default: 60, or twice the lease if that is more)",
+        parse.number(least=2, most=_DAY),
+    ),
+    Setting(
+        "RECONSUP_RECYCLE_SECONDS",
+        "recycle_seconds",
+        "0",
+        "0 (never), or 10 to 31536000: a worker is replaced when it is about that old",
+        parse.none_or(10, 365 * _DAY),
+    ),
+    Setting(
+        "RECONSUP_RECYCLE_MEMORY_MB",
+        "recycle_memory_mb",
+        "0",
+        "0 (never), or 64 to 1048576 MiB: a worker that has more resident is replaced",
+        parse.none_or(64, parse.MEBIBYTES_MAX),
+    ),
+    Setting(
+        "RECONSUP_MEMORY_MAX_MB",
+        "memory_max_mb",
+        "0",
+        "0 (no limit), or 64 to 1048576 MiB: more memory of its own the system gives no worker (RLIMIT_DATA)",
+        parse.none_or(64, parse.MEBIBYTES_MAX),
     ),
     Setting(
         "RECONSUP_RPC_TIMEOUT_SECONDS",

@@ -42,9 +42,14 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "confirmations": {},
         "reorg_observe_window_seconds": 86400,
         "rpc_urls": {},
-        "workers": len(os.sched_getaffinity(0)),
+        "workers": (len(os.sched_getaffinity(0)),) * 2,
         "start_seconds": 60,
         "drain_seconds": 30,
+        "boot_seconds": 60,
+        "watchdog_seconds": 60,
+        "recycle_seconds": 0,
+        "recycle_memory_mb": 0,
+        "memory_max_mb": 0,
         "rpc_timeout_seconds": 5,
         "rpc_quorum": {},
         "block_proof": {},
@@ -87,10 +92,18 @@ ACCEPTED = [
     (URLS, "{}", "rpc_urls", {}),
     (URLS, '{"a": "https://x/k"}', "rpc_urls", {"a": ("https://x/k",)}),
     (URLS, '{"a": ["https://x", "http://u:p@[::1]:1/?q"]}', "rpc_urls", {"a": ("https://x", "http://u:p@[::1]:1/?q")}),
-    ("RECONSUP_WORKERS", "512", "workers", 512),
-    ("RECONSUP_WORKERS", "AUTO", "workers", len(os.sched_getaffinity(0))),
+    ("RECONSUP_WORKERS", "512", "workers", (512, 512)),
+    ("RECONSUP_WORKERS", "2:8", "workers", (2, 8)),
+    ("RECONSUP_WORKERS", "AUTO", "workers", (len(os.sched_getaffinity(0)),) * 2),
     ("RECONSUP_START_SECONDS", "0.1", "start_seconds", 0.1),
     ("RECONSUP_DRAIN_SECONDS", "1e2", "drain_seconds", 100.0),
+    ("RECONSUP_BOOT_SECONDS", "2", "boot_seconds", 2.0),
+    ("RECONSUP_WATCHDOG_SECONDS", "30", "watchdog_seconds", 30.0),
+    (R + "LEASE_SECONDS", "100", "watchdog_seconds", 200.0),
+    ("RECONSUP_RECYCLE_SECONDS", "0", "recycle_seconds", 0.0),
+    ("RECONSUP_RECYCLE_SECONDS", "86400", "recycle_seconds", 86400.0),
+    ("RECONSUP_RECYCLE_MEMORY_MB", "512", "recycle_memory_mb", 512.0),
+    ("RECONSUP_MEMORY_MAX_MB", "1024", "memory_max_mb", 1024.0),
     ("RECONSUP_RPC_TIMEOUT_SECONDS", "10", "rpc_timeout_seconds", 10.0),
     ("RECONSUP_RPC_QUORUM_JSON", '{"local": 1, "absent": 3}', "rpc_quorum", {"local": 1, "absent": 3}),
     ("RECONSUP_BLOCK_PROOF_JSON", '{"local": false}', "block_proof", {"local": False}),
@@ -175,7 +188,14 @@ REFUSED = [
     (URLS, '{"local": "https://s3cr3t'),
     ("RECONSUP_WORKERS", "0"),
     ("RECONSUP_WORKERS", "513"),
-    ("RECONSUP_WORKERS", "2:8"),
+    ("RECONSUP_WORKERS", "8:2"),
+    ("RECONSUP_WORKERS", "0:2"),
+    ("RECONSUP_WORKERS", "2:"),
+    ("RECONSUP_WATCHDOG_SECONDS", "29"),
+    ("RECONSUP_RECYCLE_SECONDS", "9"),
+    ("RECONSUP_RECYCLE_MEMORY_MB", "63"),
+    ("RECONSUP_MEMORY_MAX_MB", "-1"),
+    ("RECONSUP_BOOT_SECONDS", "1"),
     ("RECONSUP_WORKERS", "many"),
     ("RECONSUP_START_SECONDS", "0"),
     ("RECONSUP_DRAIN_SECONDS", "-inf"),
@@ -275,7 +295,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_environment(tmp_path: Pat
 
     settings = load(env, {"RECONSUP_WORKERS": "3", R + "BATCH_SIZE": ""}, file)
 
-    assert (settings.workers, settings.batch_size, settings.tail_blocks) == (3, 20, 99)
+    assert (settings.workers, settings.batch_size, settings.tail_blocks) == ((3, 3), 20, 99)
 
 
 def test_an_empty_value_is_no_value_except_for_the_metrics_address(tmp_path: Path) -> None:
@@ -421,4 +441,4 @@ def test_the_process_environment_is_read_only_on_request(monkeypatch: pytest.Mon
     assert load_database_url({"DATABASE_URL": "postgresql://h/flag"}) == "postgresql://h/flag"
     with pytest.raises(ConfigErrors, match="CONFIG_RECONSUP_WORKERS_INVALID"):
         load_from_process({})
-    assert load({"DATABASE_URL": DATABASE, "RECONSUP_WORKERS": "1"}, {}).workers == 1
+    assert load({"DATABASE_URL": DATABASE, "RECONSUP_WORKERS": "1"}, {}).workers == (1, 1)

@@ -16,7 +16,18 @@ INCARNATION_BYTES = 16
 CAUSE_BYTES_MAX = 24
 ROW_BYTES_MAX = 120
 
-_INNOCENT = frozenset({Cause.CLEAN, Cause.DEPENDENCY, Cause.CONFIG, Cause.DRAIN, Cause.STOP})
+_INNOCENT = frozenset(
+    {
+        Cause.CLEAN,
+        Cause.DEPENDENCY,
+        Cause.CONFIG,
+        Cause.DRAIN,
+        Cause.STOP,
+        Cause.RELOAD,
+        Cause.RECYCLE,
+        Cause.SCALE,
+    }
+)
 
 _HEAD_BYTES = 64
 _BURIED = Integer("Q", 0)  # number of the newest entry; the first is 1. Written by the supervisor

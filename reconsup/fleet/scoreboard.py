@@ -18,6 +18,7 @@ from reconsup.fleet.slot import LIVE, MONITOR, PROBE, Cause, Slot, WorkerState
 
 _STATES = tuple(WorkerState)
 _CAUSES = tuple(Cause)
+LOOP_BYTES_MAX = 48
 
 # The supervisor's record, at the start.
 _HEAD_BYTES = 256
@@ -28,6 +29,10 @@ _SUPERVISOR_SLOTS = Integer("q", 16)
 _SUPERVISOR_BOOT_ID = Text(24, INCARNATION_BYTES)
 _SUPERVISOR_PHASE = Text(56, 16)
 _SUPERVISOR_VERSION = Text(88, 64)
+# … and what the monitor says of the work that waits.
+_OLDEST_DUE = Moment(192)
+_BEHIND = Moment(200)
+_LOAD_AT = Moment(208)  # written last
 
 # A cell: first what the supervisor writes…
 _CELL_BYTES = 448
@@ -44,8 +49,11 @@ _BEAT = Moment(216)
 _LAST_CYCLE = Moment(224)
 _INCARNATION = Text(232, INCARNATION_BYTES)
 _ROW = Text(256, ROW_BYTES_MAX)
+_MEMORY = Integer("Q", 384)
+_LOOP = Text(392, LOOP_BYTES_MAX)
 assert 32 + 8 * len(_CAUSES) <= 192
-assert _ROW.end <= _CELL_BYTES
+assert _ROW.end <= 384
+assert _LOOP.end <= _CELL_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,8 @@ class CellView:
     """One slot at one moment. `pid` and `incarnation` are None while nobody sits in it.
 
     `started` (the fork), `ready_at` and `beat` are seconds of the monotonic clock, which is the same in all
-    processes; `last_cycle` is wall clock. `causes` counts why processes left that should have stayed.
+    processes; `last_cycle` is wall clock. `causes` counts why processes left that should have stayed. `loop` is the
+    work loop of which nothing was heard for longest, `memory_bytes` what it has resident (None: not told yet).
     """
 
     slot: int
@@ -69,6 +78,8 @@ class CellView:
     leases: int
     row: str | None
     last_cycle: float | None
+    loop: str | None = None
+    memory_bytes: int | None = None
 
     @property
     def ready_seconds(self) -> float | None:
@@ -86,6 +97,17 @@ class SupervisorView:
     version: str
     phase: str
     slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The work that waits, as the monitor saw it at monotonic `at`: how long the oldest due request has been waiting,
+    and how old the last block read is of the network that is furthest behind its head (0: none is behind).
+    """
+
+    oldest_due_seconds: float
+    behind_seconds: float
+    at: float
 
 
 class Cell:
@@ -108,9 +130,16 @@ class Cell:
         with suppress(BlockingIOError):  # it is rung already
             os.eventfd_write(self._doorbell_fd, 1)
 
-    def beat(self, now: float) -> None:
-        """Say that the work loop goes round; `now` is monotonic."""
+    def beat(self, now: float, loop: str | None = None) -> None:
+        """Say that all work loops go round; `now` (monotonic) is when the one of which nothing was heard for longest,
+        `loop`, gave its last sign of life.
+        """
+        _LOOP.set(self._memory, self._record, loop)
         _BEAT.set(self._memory, self._record, now)
+
+    def set_memory(self, size_bytes: int) -> None:
+        """How much it has resident."""
+        _MEMORY.set(self._memory, self._record, size_bytes)
 
     def set_leases(self, count: int) -> None:
         """How many leases it holds."""
@@ -177,13 +206,28 @@ class Scoreboard:
             leases=_LEASES.get(self._memory, cell) if is_live else 0,
             row=_ROW.get(self._memory, cell),
             last_cycle=_LAST_CYCLE.get(self._memory, cell),
+            loop=_LOOP.get(self._memory, cell) if is_live else None,
+            memory_bytes=(_MEMORY.get(self._memory, cell) or None) if is_live else None,
         )
+
+    def load(self) -> Load | None:
+        """What the monitor said last of the work that waits; None: nothing yet."""
+        at = _LOAD_AT.get(self._memory, _HEAD)
+        if at is None:
+            return None
+        return Load(_OLDEST_DUE.get(self._memory, _HEAD) or 0.0, _BEHIND.get(self._memory, _HEAD) or 0.0, at)
 
     # for the process in a slot, and for the monitor
 
     def cell(self, slot: int) -> Cell:
         """The cell to write to, for the process in `slot`."""
         return Cell(self._memory, self._record(slot), self.doorbell_fd)
+
+    def set_load(self, load: Load) -> None:
+        """Say how much work waits. Monitor only."""
+        _OLDEST_DUE.set(self._memory, _HEAD, load.oldest_due_seconds)
+        _BEHIND.set(self._memory, _HEAD, load.behind_seconds)
+        _LOAD_AT.set(self._memory, _HEAD, load.at)
 
     def dead(self) -> list[Death]:
         """The dead workers whose leases nobody has given back yet, oldest first."""
@@ -234,6 +278,8 @@ class Scoreboard:
         _CHILD_STATE.set(self._memory, cell, _STATES.index(WorkerState.BOOTING))
         _LEASES.set(self._memory, cell, 0)
         _READY_AT.set(self._memory, cell, None)
+        _MEMORY.set(self._memory, cell, 0)
+        _LOOP.set(self._memory, cell, None)
         _INCARNATION.set(self._memory, cell, None)
         _ROW.set(self._memory, cell, None)
 

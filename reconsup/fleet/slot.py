@@ -11,6 +11,8 @@ from enum import StrEnum
 
 MONITOR = -1
 PROBE = -2
+WORKERS_MAX = 512
+SPARE = WORKERS_MAX  # the seat in which a worker with new settings proves that they work, beside all others
 
 EXIT_CLEAN = 0
 EXIT_UNAVAILABLE = 69
@@ -51,6 +53,10 @@ class Cause(StrEnum):
     BOOT = "boot"  # killed: not ready in time
     DRAIN = "drain"  # killed: did not finish draining in time
     STOP = "stop"  # killed: the supervisor was told to stop now
+    HANG = "hang"  # killed: its work loop gave no sign of life
+    RELOAD = "reload"  # replaced: there are new settings
+    RECYCLE = "recycle"  # replaced: too old, or too large
+    SCALE = "scale"  # told to leave: one worker fewer is wanted
 
 
 _OF_EXIT_CODE = {EXIT_CLEAN: Cause.CLEAN, EXIT_UNAVAILABLE: Cause.DEPENDENCY, EXIT_CONFIG: Cause.CONFIG}

@@ -20,6 +20,7 @@ REVISIONS = (
     "0004_history",
     "0005_rare_rows",
     "0006_truth",
+    "0007_fleet",
 )  # oldest first; a test compares
 EXPECTED_REVISION = REVISIONS[-1]
 VERSION_TABLE: LiteralString = "reconsup_schema_version"  # in schema `app`

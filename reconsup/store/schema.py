@@ -349,6 +349,7 @@ reconsup_hosts = Table(
     Column("slots", Integer, nullable=False),
     Column("started_at", _INSTANT, nullable=False),
     Column("last_seen_at", _INSTANT, nullable=False),
+    Column("status", JSONB),  # what the host said of its fleet when it was last seen
     PrimaryKeyConstraint("base", name="reconsup_hosts_pkey"),
     **_BUSY,
 )

@@ -203,7 +203,7 @@ def test_states(empty_database: Database) -> None:
     assert migrate.schema_state(empty_database.url) == SchemaState(None)
     assert migrate.schema_state(empty_database.url).is_behind
     migrate.upgrade(empty_database.url, "0002_leases", say=silent)
-    assert "is at 0002_leases, 0006_truth is needed: run `reconsup migrate`" in sentence(empty_database)
+    assert "is at 0002_leases, 0007_fleet is needed: run `reconsup migrate`" in sentence(empty_database)
     migrate.upgrade(empty_database.url, "+1", say=silent)
     migrate.upgrade(empty_database.url, say=silent)
     assert migrate.schema_state(empty_database.url).is_ready
