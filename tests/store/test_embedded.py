@@ -200,7 +200,7 @@ def test_a_program_that_holds_signals_back_starts_an_initdb_that_hears_them(tmp_
         program.chmod(0o755)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
-        with pytest.raises(embedded.EmbeddedError, match="SigBlk: 0{16}"):
+        with pytest.raises(embedded.EmbeddedError, match=r"SigBlk: 0{16}"):
             embedded.start(tmp_path / "pg", binaries=tmp_path)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
