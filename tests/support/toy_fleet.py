@@ -32,6 +32,8 @@ class Play:
     probe: str = "ok"
     limits: dict[str, float] = field(default_factory=dict)
     twist: str = ""
+    most: int = 0  # 0: as many as `workers`
+    name: str = "first"  # told at birth
 
     def text(self) -> str:
         return json.dumps(asdict(self))
@@ -63,6 +65,7 @@ class Toy:
             "born",
             slot=seat.slot,
             owner=seat.owner,
+            play=self.play.name,
             sid=os.getsid(0),
             descriptors=_descriptors(),
             systemd=sum(name.startswith(("NOTIFY", "WATCHDOG")) for name in os.environ),
@@ -212,12 +215,26 @@ def main() -> int:
     logs.configure("json")
     toy = Toy(directory, play)
     _twist(toy)
-    return supervisor.run(
+    options = supervisor.Options(base="toy", version="0", metrics_directory=directory)
+    return supervisor.run(setup_of(toy), options, lambda: _again(directory))
+
+
+def setup_of(toy: Toy) -> supervisor.Setup:
+    play = toy.play
+    return supervisor.Setup(
         supervisor.Roles(worker=toy.worker, monitor=toy.monitor, probe=toy.probe),
-        supervisor.Options(
-            base="toy", workers=play.workers, version="0", metrics_directory=directory, limits=Limits(**play.limits)
-        ),
+        least=play.workers,
+        most=play.most or play.workers,
+        limits=Limits(**play.limits),  # type: ignore[arg-type] # numbers, whole ones too
     )
+
+
+def _again(directory: Path) -> supervisor.Setup:
+    """At HUP: the play that stands in the folder now."""
+    text = (directory / "again.json").read_text()
+    if text.startswith("refused: "):
+        raise supervisor.SetupRefused(*text.removeprefix("refused: ").split("; "))
+    return setup_of(Toy(directory, Play(**json.loads(text))))
 
 
 if __name__ == "__main__":
