@@ -230,12 +230,13 @@ def _said(fleet: Fleet, slot: Slot, event: Ready | Beat | Grown | Leaving, now: 
     match event:
         case Ready() if slot.state is WorkerState.BOOTING:
             fleet = fleet.put(seat.ready(slot, now, limits.watchdog_seconds))
-            if slot.number == SPARE and fleet.offer is not None and fleet.offer.generation == slot.generation:
+            if slot.number == SPARE and fleet.offer is not None:
+                assert slot.generation == fleet.offer.generation, "who has older ones was told to leave"
                 return turnover.accept(fleet, fleet.offer, now)
         case Beat(at=at) if slot.state is WorkerState.READY and slot.deadline is not None:
             fleet = fleet.put(replace(slot, deadline=max(slot.deadline, at + limits.watchdog_seconds)))
         case Grown(memory_bytes=size) if slot.state is WorkerState.READY and 0 <= slot.number < SPARE:
-            if limits.recycle_bytes and size > limits.recycle_bytes and not slot.is_worn:
+            if limits.recycle_bytes and size > limits.recycle_bytes:
                 fleet = fleet.put(seat.worn(slot))
         case Leaving() if slot.state is not WorkerState.DRAINING and slot.number >= 0:
             # somebody else told it to: it gets the time of a drain. The helpers are told by us
@@ -275,10 +276,7 @@ def _exited(fleet: Fleet, slot: Slot, event: Exited, now: float) -> Step:
 
 
 def _spare_left(fleet: Fleet, slot: Slot, cause: Cause, now: float, chance: float) -> Step:
-    left = seat.left(slot, cause, now, chance, fleet.limits)
-    if slot.asked is not None:
-        return fleet.put(seat.removed(left)), ()
-    fleet = fleet.put(left)
+    fleet = fleet.put(seat.left(slot, cause, now, chance, fleet.limits))
     if fleet.offer is not None and fleet.offer.generation == slot.generation:
         return turnover.refuse(fleet, cause)
     return fleet, ()
@@ -334,7 +332,7 @@ def _settle(fleet: Fleet, now: float) -> Step:
     if fleet.phase is Phase.RUNNING:
         fleet, commands = turnover.turn(fleet, now)
         seats = [slot for slot in (*fleet.seats(), fleet.spare()) if slot is not None]
-        if fleet.offer is None and all(slot.state is WorkerState.PARKED for slot in seats):
+        if all(slot.state is WorkerState.PARKED for slot in seats):
             fleet, more = _drain(fleet, EXIT_GAVE_UP, now)
             commands = (*commands, *more)
     if fleet.phase is not Phase.DRAINING:

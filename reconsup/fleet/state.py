@@ -98,8 +98,7 @@ def ask_to_leave(fleet: Fleet, slot: Slot, deadline: float, cause: Cause | None 
 
 def abort(fleet: Fleet, slot: Slot, cause: Cause, until: float) -> Step:
     """SIGABRT, at which it writes down where it is and dies; who has not died by `until` is killed."""
-    if slot.pid is None or slot.doom is not None:
-        return fleet, ()
+    assert slot.pid is not None
     return fleet.put(seat.doomed(slot, cause, until)), (Send(slot.number, slot.pid, signal.SIGABRT, cause),)
 
 

@@ -100,7 +100,7 @@ def _replace_next(fleet: Fleet, now: float) -> Step:
         return (_seat_spare(fleet, now) if to_replace else fleet), ()
     if spare.state is not WorkerState.READY:
         return fleet, ()
-    if fleet.is_stale(spare) or not to_replace:
+    if not to_replace:
         return ask_to_leave(fleet, spare, now + fleet.limits.drain_seconds, Cause.RELOAD)
     next_ = to_replace[0]
     cause = Cause.RELOAD if fleet.is_stale(next_) else Cause.RECYCLE

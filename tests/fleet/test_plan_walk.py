@@ -1,9 +1,9 @@
 """A random walk through the plan: an imagined system answers its commands, in any order, with anything that can happen.
 
 Every invariant below was seen to fail when its guard was taken out of the plan: the look at the pid in `holder`, at
-the phase in `_exited` and `_not_forked`, at `doom` in `abort`, at the state in `ask_to_leave`, `retired` in `_drain`,
+the phase in `_exited` and `_not_forked`, at the state in `ask_to_leave`, `retired` in `_drain`,
 the monitor's exemption in `_drain`, the deadline in `draining`, the phase in `_forked`; of the turnover: the look
-at who is settled and at the spare seat in `_replace_next`, `removed` and the generation in `_spare_left`.
+at who is settled and at the spare seat in `_replace_next`, the generation in `_spare_left`.
 """
 
 import random

@@ -185,6 +185,16 @@ def test_a_spare_worker_that_crashes_in_a_recycling_costs_no_other() -> None:
     assert (came, states(fleet)) == (6, [READY, READY, PARKED])
 
 
+def test_a_spare_worker_that_waits_to_be_forked_again_is_not_when_the_worn_one_has_died_meanwhile() -> None:
+    """Seen to fail without the first `removed` in `_replace_next`."""
+    fleet, _ = play(running(limits=GROWING), Grown(0, 100, 2000))
+    fleet, _ = fail(fleet, SPARE, Exited(SPARE, 512, 1, 0.0), times=1)
+    fleet, commands = play(fleet, died(0), Tick(), Forked(0, 100), Ready(0, 100), 60.0, Tick(), Tick())
+
+    assert others(commands) == [spawn(0)]
+    assert fleet.spare() is None
+
+
 def test_the_next_deadline_counts_recycling() -> None:
     limits = Limits(watchdog_seconds=1e6, recycle_seconds=100)
 
