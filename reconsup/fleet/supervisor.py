@@ -148,7 +148,7 @@ class _Supervisor:
         away = time.monotonic() - began - pause
         if away > AWAY_SECONDS:
             _log.warning("supervisor_was_stopped", seconds=round(away, 1))
-            self._happen(plan.Overslept(away))
+            self._happen(plan.Overslept(away + pause))  # nobody knows when in the pause it began
 
     def _signalled(self, number: signal.Signals) -> None:
         if number is signal.SIGCHLD:  # only a hint to look
@@ -166,15 +166,21 @@ class _Supervisor:
         try:
             setup = self._reload()
         except SetupRefused as refused:
-            for sentence in refused.sentences:
-                _log.error("reload_refused", error=sentence, todo="nothing has changed: correct it and send HUP again")
-            self._board.set_reload("refused")
+            self._refuse(*refused.sentences)
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody's work may end for it
+            self._refuse(f"{type(error).__name__}: {error}")
             return
         self._readings += 1
         self._setups[self._readings] = setup
         _log.info("reload_begun", generation=self._readings)
         self._board.set_reload("begun")
         self._happen(plan.Reload(_terms(setup, self._readings)))
+
+    def _refuse(self, *sentences: str) -> None:
+        for sentence in sentences:
+            _log.error("reload_refused", error=sentence, todo="nothing has changed: correct it and send HUP again")
+        self._board.set_reload("refused")
 
     def _listen_to_children(self) -> None:
         """Take in what the children said of themselves."""

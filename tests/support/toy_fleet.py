@@ -11,15 +11,17 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from reconsup import logs
-from reconsup.fleet import posix, supervisor
+from reconsup.fleet import posix, scale, supervisor
 from reconsup.fleet.plan import Limits
 from reconsup.fleet.posix import Seat, WorkerState
+from reconsup.fleet.scoreboard import Load
 
 
 @dataclass
@@ -94,6 +96,17 @@ class Toy:
         self.tell("survived", slot=seat.slot)
         return 1
 
+    def _frozen(self, seat: Seat) -> int:
+        """Ready, and then no sign of life."""
+        self._ready(seat)
+        while True:
+            time.sleep(0.05)
+
+    def _loads(self, seat: Seat, name: str) -> int:
+        """A monitor that sees work wait until that file is there, and then none."""
+        seat.scoreboard.set_load(Load(0.0, 0.0, time.monotonic()))
+        return asyncio.run(self._loop(seat, is_calm=(self.directory / name).exists))
+
     def _silent(self, seat: Seat) -> int:
         """Never ready."""
         self.tell("silent", slot=seat.slot)
@@ -138,7 +151,15 @@ class Toy:
         (self.directory / "died").touch() if is_first and seat.scoreboard.dead() else None
         return asyncio.run(self._loop(seat, looks=True, acknowledges=not is_first, dies=is_first))
 
-    async def _loop(self, seat: Seat, *, looks: bool = False, acknowledges: bool = False, dies: bool = False) -> int:
+    async def _loop(
+        self,
+        seat: Seat,
+        *,
+        looks: bool = False,
+        acknowledges: bool = False,
+        dies: bool = False,
+        is_calm: Callable[[], bool] | None = None,
+    ) -> int:
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
         listener = seat.bell.listen()
 
@@ -170,7 +191,13 @@ class Toy:
         loop.add_reader(listener.fileno(), look)
         self._ready(seat)
         look()
-        await stopping.wait()
+        while not stopping.is_set():
+            now = time.monotonic()
+            seat.cell.beat(now, "toy")
+            if is_calm is not None:
+                seat.scoreboard.set_load(Load(0.0 if is_calm() else 100.0, 0.0, now))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), 0.05)
         if looks:
             look()
         self.tell("left", slot=seat.slot)
@@ -196,6 +223,10 @@ def _twist(toy: Toy) -> None:
     match toy.play.twist:
         case "thread":
             threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+        case "quick":
+            # looks and scales at once
+            supervisor.LOOK_SECONDS = 0.05
+            scale.RISE_SECONDS, scale.FALL_SECONDS, scale.SETTLE_SECONDS = 0.1, 0.5, 0.1
         case "no-pidfd":
             # as on an old kernel
             posix._pidfd = lambda _: None  # type: ignore[assignment]
