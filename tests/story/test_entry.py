@@ -123,6 +123,8 @@ def strike_at(folder: Path, strike: Strike, seconds: float, way: Sequence[str], 
         code, text = start.end()
     assert (code, seconds) == (0, seconds), text
     assert '"event":"supervisor_stopped"' in text
+    for number in (HUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU) if strike is all_that_may_come else ():
+        assert f'"signal":"{number.name}"' in text, text
     assert_clean(text)
 
 
