@@ -48,7 +48,7 @@ PROBE_SLACK_SECONDS = 10.0  # the probe ends by itself at the start deadline; th
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = _parser().parse_args(_with_default_command(given))
+    parsed = _parser().parse_args(with_default_command(given))
     try:
         sys.exit(parsed.command(parsed))
     except ConfigErrors as errors:
@@ -70,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
 
 
-def _with_default_command(arguments: list[str]) -> list[str]:
+def with_default_command(arguments: list[str]) -> list[str]:
     """`reconsup --workers 4` means `reconsup run --workers 4`."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         return ["run", *arguments]
