@@ -131,8 +131,9 @@ class Heart:
 
     @asynccontextmanager
     async def ticking(self) -> AsyncIterator[None]:
-        """Tick for the length of an async with block."""
+        """Tick for the length of an async with block, first at once: whoever sat here before left an old beat."""
         self._tick_at = _clock() + self.tick_seconds
+        self.tick()
         ticker = asyncio.create_task(self._tick_for_ever(), name="ticker")
         try:
             yield
@@ -143,8 +144,8 @@ class Heart:
 
     async def _tick_for_ever(self) -> None:
         while True:
-            self.tick()
             await asyncio.sleep(self.tick_seconds)
+            self.tick()
 
     def tick(self) -> None:
         """Tell the watchdog of the loop of which nothing was heard for longest, and the log of those that hang."""
