@@ -206,3 +206,17 @@ def test_a_worker_whose_database_went_away_keeps_beating(database: Database, anv
             connection.execute(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS true")
         lone.wait_logged("database_back")
         assert lone.end(signal.SIGTERM).code == 0
+
+
+def test_a_worker_without_memory_dies_at_once_and_keeps_no_row_back(
+    database: Database, anvil: Anvil, tmp_path: Path
+) -> None:
+    """It must not limp on: its leases are the janitor's. Seen to fail (a worker that works on) where a loop goes on
+    after any error.
+    """
+    with Lone(settings(database.url, anvil.url, RECONSUP_MEMORY_MAX_MB="400"), tmp_path, plant="memory") as lone:
+        end = lone.end()
+        assert end.code == 70
+        (told,) = lone.events("out_of_memory")
+        assert (told["loop"], told["memory_max_mb"]) == ("reconciler", 400)
+        assert "RECONSUP_MEMORY_MAX_MB" in told["todo"]

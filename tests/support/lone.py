@@ -131,6 +131,7 @@ def serve() -> None:
     slot = posix.MONITOR if given["is_monitor"] else SLOT
     seat = posix.Seat(slot, "lone", "0" * 16, board, bell, lifeline.read_fd, folder)
     role = http.run if given["is_monitor"] else process.run
+    board.clear(slot)
     child = posix.fork(lambda: role(seat, settings), lifeline.close_write_end, "lone")
     state = posix.WorkerState.BOOTING
     board.show(Slot(slot, state, pid=child.pid, started=time.monotonic()))
