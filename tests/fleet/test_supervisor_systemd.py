@@ -70,7 +70,7 @@ def test_the_watchdog_is_not_told_that_all_is_well_when_no_worker_is(tmp_path: P
 
 
 def test_a_drain_asks_for_its_time_and_not_for_more(tmp_path: Path) -> None:
-    play = Play(workers=1, worker="stubborn", limits={"drain_seconds": 1.5})
+    play = Play(workers=1, worker="stubborn", limits={"drain_seconds": 2.5})
     with NotifyServer() as manager, on_stage(tmp_path, play, **manager.environment) as stage:
         stage.until_ready(1)
         asked_at = time.monotonic()
@@ -83,7 +83,7 @@ def test_a_drain_asks_for_its_time_and_not_for_more(tmp_path: Path) -> None:
         during = [(at, seconds) for at, seconds in asked if at >= asked_at]
         assert len(during) >= 2
         # the drain, the monitor's farewell, and a margin
-        assert max(at + seconds for at, seconds in during) <= asked_at + 1.5 + 5 + 2.5
+        assert max(at + seconds for at, seconds in during) <= asked_at + 2.5 + 5 + 2.5
 
 
 def test_a_manager_that_is_gone_changes_nothing(tmp_path: Path) -> None:
