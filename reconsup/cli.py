@@ -6,7 +6,6 @@ traceback.
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -37,7 +36,6 @@ EXIT_UNAVAILABLE = 69
 EXIT_CONFIG = 78
 
 EMBEDDED = "embedded:"
-LATER = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 MEMORY_FOLDER = "/dev/shm"  # noqa: S108 - a folder of ours is made in it
 MEBIBYTE = 1 << 20
 BUSY_SECONDS_MIN = 10.0  # two polls; a request that is due for longer has nobody to look at it
@@ -142,7 +140,6 @@ def _run(parsed: argparse.Namespace) -> int:
     settings = load_from_process(_flags(parsed), parsed.env_file)
     logs.configure(settings.log_format)
     _warn(settings)
-    signal.pthread_sigmask(signal.SIG_BLOCK, LATER)  # until the supervisor hears them; now they would kill it
     with ExitStack() as stack:
         with_database = _with_database(settings, stack)
         if with_database is None:

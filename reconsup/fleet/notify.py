@@ -91,7 +91,6 @@ class Notifier:
         self._facts: Facts | None = None
         self._said = _Said()
         self._not_before = -inf
-        self._old: dict[str, str] = {}
 
     @classmethod
     def of_this_process(cls) -> Self:
@@ -127,13 +126,6 @@ class Notifier:
         if _seconds_left(self._said, self._facts, now) > 0:
             moments.append(self._said.extended_at + EXTEND_EVERY_SECONDS)
         return min(moments, default=None)
-
-    def say(self, **assignments: str) -> None:
-        """Send what has changed. For the supervisor until it calls `say_state`."""
-        news = {name: value for name, value in assignments.items() if self._old.get(name) != value}
-        if self._address is not None and news:
-            self._old |= news
-            _send(self._address, "\n".join(f"{name}={value}" for name, value in news.items()))
 
 
 def _due(said: _Said, facts: Facts, now: float, ping_seconds: float | None) -> Iterator[tuple[list[str], _Said]]:
