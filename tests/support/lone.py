@@ -18,6 +18,7 @@ from typing import Any, Self
 from tests.support.program import wait_for
 
 SLOT = 0
+END_SECONDS = 15.0  # who has not left by then is killed, and the test sees that it was
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,11 @@ def serve() -> None:
             answer = Cell(child.pid, str(board.child_state(slot)), view.loop, silent, view.memory_bytes)
             print(json.dumps(asdict(answer)), flush=True)
         else:
+            deadline = time.monotonic() + END_SECONDS
             while (code := child.reap()) is None:
                 time.sleep(0.01)
+                if time.monotonic() > deadline:
+                    child.send(signal.SIGKILL)
             text = stacks.take(folder, slot)
             end = End(code, text, stacks.take(folder, slot) is None and not list(folder.glob("stacks*")))
             print(json.dumps(asdict(end)), flush=True)
