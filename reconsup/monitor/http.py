@@ -17,7 +17,7 @@ from pathlib import Path
 from aiohttp import web
 
 from reconsup import logs, pulse
-from reconsup.fleet import limits, stacks
+from reconsup.fleet import limits
 from reconsup.fleet.posix import Scoreboard, Seat, WorkerState
 from reconsup.monitor import metrics, status, watch
 from reconsup.monitor.janitor import FAREWELL_SECONDS, Janitor
@@ -37,7 +37,6 @@ log = logs.get_logger()
 
 def run(seat: Seat, settings: Settings) -> int:
     """The body of the monitor process; its exit code. Only a bug ends it before the supervisor says so."""
-    stacks.open_in(seat.metrics_directory, seat.slot)
     limits.apply(oom_raise=limits.MONITOR_OOM_RAISE)
     logs.configure(settings.log_format, worker_id=seat.worker_id)
     metrics.open(seat.metrics_directory, IDENTIFIER)

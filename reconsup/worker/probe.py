@@ -10,7 +10,6 @@ import time
 import structlog
 
 from reconsup import logs
-from reconsup.fleet import stacks
 from reconsup.fleet.posix import Seat
 from reconsup.settings import Settings
 from reconsup.store.database import Database
@@ -24,7 +23,6 @@ RETRY_SECONDS = 0.5
 
 def run(seat: Seat, settings: Settings) -> int:
     """0: the database answers and its schema is ours. 69: not within the start time, or it is not."""
-    stacks.open_in(seat.metrics_directory, seat.slot)
     logs.configure(settings.log_format, worker_id=f"{seat.base}-probe")
     return asyncio.run(_probe(seat, settings))
 

@@ -20,7 +20,7 @@ from reconsup import logs, pulse
 from reconsup.chain.evm import EvmChain
 from reconsup.chain.nodes import Nodes
 from reconsup.chain.rpc import Endpoint
-from reconsup.fleet import limits, stacks
+from reconsup.fleet import limits
 from reconsup.fleet.posix import Seat, WorkerState
 from reconsup.fleet.slot import EXIT_GAVE_UP
 from reconsup.monitor import metrics
@@ -46,7 +46,6 @@ DATABASE_PATIENCE_SECONDS = 30.0  # at most, and half of the supervisor's boot d
 
 def run(seat: Seat, settings: Settings) -> int:
     """Work until told to drain; the exit code. Called in the child, right after the fork."""
-    stacks.open_in(seat.metrics_directory, seat.slot)
     limits.apply(oom_raise=limits.WORKER_OOM_RAISE, memory_max_mb=settings.memory_max_mb)
     logs.configure(settings.log_format, worker_id=seat.worker_id)
     metrics.open(seat.metrics_directory, str(seat.slot))
