@@ -36,7 +36,7 @@ def take(directory: Path, slot: int) -> str | None:
     text = b""
     with suppress(OSError):
         with path.open("rb") as file:
-            text = file.read()
+            text = file.read(BYTES_MAX)
         path.unlink()
     return text.decode(errors="replace") or None
 
