@@ -29,6 +29,6 @@ def apply(*, oom_raise: int, memory_max_mb: float = 0) -> None:
 def _limit(what: int, most: int) -> None:
     """Lower a limit; a stricter one that is there already stays."""
     soft, _ = resource.getrlimit(what)
-    if soft == resource.RLIM_INFINITY or most < soft:
-        with suppress(OSError, ValueError):
-            resource.setrlimit(what, (most, most))
+    least = most if soft == resource.RLIM_INFINITY else min(soft, most)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(what, (least, least))

@@ -62,7 +62,7 @@ def test_a_worker_that_meets_another_schema_is_never_ready_and_says_what_to_do(
 def lifetime(folder: Path, settings: Settings) -> tuple[int, WorkerState, float]:
     """A worker's exit code, what it said of itself, and how long it lived."""
     lifeline, write_end = os.pipe()
-    seat = Seat(0, "host", "0" * 16, Scoreboard("host", 1), Bell(), lifeline, folder)
+    seat = Seat(0, "host", "0" * 16, Scoreboard("host"), Bell(), lifeline, folder)
     started = time.monotonic()
 
     async def live() -> int:
