@@ -19,10 +19,10 @@ PACKAGE = "reconsup"
 # Imports go down only: a room may import the rooms of the floors below its own, and itself. The longest name that
 # fits a module is its room. `fleet.slot` is the half of the plan that concerns one slot.
 FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
-    {"payments": (), "chain.block": (), "fleet.plan": ("fleet.slot",), "redact": ()},  # pure
+    {"payments": (), "chain.block": (), "fleet.plan": ("fleet.slot",), "redact": (), "shown": ()},  # pure
     {"logs": ()},
     {"settings": ("settings_parse", "settings_table"), "chain": (), "store": (), "fleet": (), "monitor.metrics": ()},
-    {"worker": (), "fleet.supervisor": (), "monitor": (), "check": (), "resume": (), "demo": ()},  # the loops
+    {"worker": (), "fleet.supervisor": (), "monitor": (), "check": (), "resume": (), "status": (), "demo": ()},  # loops
     {"cli": ("__main__",)},
 )
 PURE = FLOORS[0]

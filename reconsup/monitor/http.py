@@ -48,6 +48,7 @@ async def _run(seat: Seat, settings: Settings) -> None:
         settings.networks,
         watch.fresh_seconds(settings.poll_interval_seconds),
         lease_seconds=settings.lease_seconds,
+        watchdog_seconds=settings.watchdog_seconds,
     )
     bell, stopping = asyncio.Event(), asyncio.Event()
     _hear(seat, bell, stopping)
@@ -59,7 +60,15 @@ async def _run(seat: Seat, settings: Settings) -> None:
     ):
         janitor = Janitor(seat, for_janitor, networks)
         seconds = watch.poll_seconds(settings.poll_interval_seconds)
-        look = watch.Watch(for_watch, networks, host_of(seat.scoreboard), known, seconds=seconds)
+        look = watch.Watch(
+            for_watch,
+            networks,
+            host_of(seat.scoreboard),
+            known,
+            seconds=seconds,
+            tell_load=seat.scoreboard.set_load,
+            announcement=lambda: status.announcement(fleet_of(seat.scoreboard), known),
+        )
         loops = [tasks.create_task(janitor.run(bell)), tasks.create_task(look.run())]
         if settings.metrics_address is not None:
             app = application(lambda: fleet_of(seat.scoreboard), known, seat.metrics_directory)
@@ -105,6 +114,9 @@ def fleet_of(scoreboard: Scoreboard) -> Fleet:
         version=supervisor.version,
         started_at=datetime.fromtimestamp(supervisor.started_at, UTC),
         workers=tuple(scoreboard.read(slot) for slot in scoreboard.slots()),
+        base=scoreboard.base,
+        wanted=supervisor.slots,
+        at=datetime.now(UTC),
     )
 
 

@@ -8,9 +8,11 @@ soon: readiness must come back with it.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from reconsup import logs, redact
+from reconsup.fleet.scoreboard import Load
+from reconsup.monitor import status
 from reconsup.monitor.status import Known
 from reconsup.payments.request import Network
 from reconsup.store import backlog
@@ -38,16 +40,30 @@ def fresh_seconds(poll_interval_seconds: float) -> float:
 
 
 class Watch:
-    """The loop that keeps `known` up to date. `database` is its own."""
+    """The loop that keeps `known` up to date. `database` is its own.
+
+    `tell_load` takes what it saw of the work that waits, for the supervisor; `announcement` is what the host's row is
+    to say of the fleet.
+    """
 
     def __init__(
-        self, database: Database, networks: Sequence[Network], host: backlog.Host, known: Known, *, seconds: float
+        self,
+        database: Database,
+        networks: Sequence[Network],
+        host: backlog.Host,
+        known: Known,
+        *,
+        seconds: float,
+        tell_load: Callable[[Load], None] = lambda _: None,
+        announcement: Callable[[], Mapping[str, object] | None] = lambda: None,
     ) -> None:
         self._database = database
         self._networks = networks
         self._host = host
         self._known = known
         self._seconds = seconds
+        self._tell_load = tell_load
+        self._announcement = announcement
         self._census_at = 0.0
         self._census_failures = 0
         self._rival: int | None = None
@@ -63,11 +79,15 @@ class Watch:
         """Ask once; after how many seconds to ask again."""
         try:
             reading = await backlog.read(self._database, self._networks)
-            rival = await backlog.announce(self._database, self._host, fresh_seconds=self._known.fresh_seconds)
+            read_at = time.monotonic()
+            rival = await backlog.announce(
+                self._database, self._host, self._announcement(), fresh_seconds=self._known.fresh_seconds
+            )
         except (StoreUnavailable, SchemaBehind) as error:
             self._fail(error)
             return min(RETRY_SECONDS, self._seconds)
         self._succeed(reading, rival)
+        self._tell_load(status.load(reading, self._known.lease_seconds, read_at))
         if time.monotonic() >= self._census_at:
             await self._take_census()
         return self._seconds

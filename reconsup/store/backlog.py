@@ -5,7 +5,8 @@ every row: the caller runs it rarely, and it gives up after a few seconds rather
 Nothing here locks or changes a payment request.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import LiteralString
@@ -115,9 +116,13 @@ async def census(database: Database, networks: Sequence[Network]) -> Census:
     return await database.transact(work)
 
 
-async def announce(database: Database, host: Host, *, fresh_seconds: float) -> int | None:
-    """Write the host's row: it is alive now. The pid of another supervisor that uses this base, if one was seen in the
-    last `fresh_seconds`: two of one name overwrite each other here.
+async def announce(
+    database: Database, host: Host, status: Mapping[str, object] | None = None, *, fresh_seconds: float
+) -> int | None:
+    """Write the host's row: it is alive now, and so is its fleet (`status`).
+
+    The pid of another supervisor that uses this base, if one was seen in the last `fresh_seconds`: two of one name
+    overwrite each other here.
     """
     rows = await database.fetch(
         _ANNOUNCE,
@@ -128,6 +133,7 @@ async def announce(database: Database, host: Host, *, fresh_seconds: float) -> i
             "version": host.version,
             "slots": host.slots,
             "started_at": host.started_at,
+            "status": None if status is None else json.dumps(status),
             "fresh": fresh_seconds,
         },
     )
@@ -183,10 +189,10 @@ WITH other AS (
   WHERE base = %(base)s AND (pid, boot_id) IS DISTINCT FROM (%(pid)s, %(boot_id)s)
     AND last_seen_at > now() - make_interval(secs => %(fresh)s)),
 mine AS (
-  INSERT INTO app.reconsup_hosts AS h (base, boot_id, pid, version, slots, started_at, last_seen_at)
-  VALUES (%(base)s, %(boot_id)s, %(pid)s, %(version)s, %(slots)s, %(started_at)s, now())
+  INSERT INTO app.reconsup_hosts AS h (base, boot_id, pid, version, slots, started_at, status, last_seen_at)
+  VALUES (%(base)s, %(boot_id)s, %(pid)s, %(version)s, %(slots)s, %(started_at)s, %(status)s::jsonb, now())
   ON CONFLICT (base) DO UPDATE
   SET boot_id = excluded.boot_id, pid = excluded.pid, version = excluded.version, slots = excluded.slots,
-      started_at = excluded.started_at, last_seen_at = excluded.last_seen_at)
+      started_at = excluded.started_at, status = excluded.status, last_seen_at = excluded.last_seen_at)
 SELECT pid AS other_pid FROM other
 """

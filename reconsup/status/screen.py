@@ -1,0 +1,94 @@
+"""Where it is drawn: a terminal's own screen, drawn anew in place; or plain blocks, one after the other.
+
+The terminal gets its old screen and its cursor back by leaving the `with`, whatever the reason.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Self, TextIO
+
+from reconsup.shown import lines
+from reconsup.shown.lines import Line
+
+WIDE = 200  # where no terminal bounds it: everything is shown
+
+_ENTER = "\x1b[?1049h\x1b[?25l\x1b[H\x1b[2J"  # the other screen, no cursor
+_LEAVE = "\x1b[?25h\x1b[?1049l"
+_HOME, _TO_THE_END_OF_THE_LINE, _TO_THE_END = "\x1b[H", "\x1b[K", "\x1b[J"
+
+# A picture for so many columns and lines (None: as many as it takes).
+Drawing = Callable[[int, int | None], Sequence[Line]]
+
+
+class Screen:
+    """Plain blocks, as for a pipe: each drawing after an empty line."""
+
+    def __init__(self, out: TextIO, *, is_colored: bool) -> None:
+        self._out = out
+        self._is_colored = is_colored
+        self._has_drawn = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave()
+
+    def enter(self) -> None:
+        """Take the terminal."""
+
+    def leave(self) -> None:
+        """Give it back."""
+
+    def draw(self, drawing: Drawing) -> None:
+        """Show this now."""
+        whole = [lines.text(each, is_colored=self._is_colored) for each in drawing(width(), None)]
+        self.write(("\n" if self._has_drawn else "") + "".join(f"{each}\n" for each in whole))
+        self._has_drawn = True
+
+    def write(self, text: str) -> None:
+        """Write it out at once."""
+        self._out.write(text)
+        self._out.flush()
+
+
+class LiveScreen(Screen):
+    """A terminal's other screen, drawn anew from its upper left corner: nothing flickers, nothing scrolls."""
+
+    def __enter__(self) -> Self:
+        self.enter()
+        return self
+
+    def enter(self) -> None:
+        """Take the terminal."""
+        self.write(_ENTER)
+
+    def leave(self) -> None:
+        """Give it back."""
+        with suppress(OSError):  # it may be gone itself
+            self.write(_LEAVE)
+
+    def draw(self, drawing: Drawing) -> None:
+        """Show this in place of what was there."""
+        size = shutil.get_terminal_size()
+        whole = [lines.text(each, is_colored=self._is_colored) for each in drawing(size.columns, size.lines)]
+        self.write(_HOME + "\r\n".join(each + _TO_THE_END_OF_THE_LINE for each in whole) + _TO_THE_END)
+
+
+def width() -> int:
+    """How many columns there are."""
+    return shutil.get_terminal_size((WIDE, 0)).columns if is_terminal(sys.stdout) else WIDE
+
+
+def is_terminal(out: TextIO) -> bool:
+    """Whether a person looks at it."""
+    try:
+        return os.isatty(out.fileno())
+    except (OSError, ValueError):
+        return False
