@@ -11,6 +11,7 @@ from enum import StrEnum
 CUT = "…"
 GAP = "  "
 NOTHING = "–"
+EMPTY = ("", NOTHING)
 
 
 class Style(StrEnum):
@@ -69,11 +70,13 @@ def cut(whole: Line, width: int) -> Line:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Piece]], width: int) -> list[Line]:
-    """A title line and a line for each row, with as many of the columns as fit."""
+    """A title line and a line for each row, with as many of the columns as fit; not those that say nothing."""
     if not rows:
         return []
     widths = [max(len(column.title), *(len(row[at].text) for row in rows)) for at, column in enumerate(columns)]
-    shown = list(range(len(columns)))
+    shown = [
+        at for at, column in enumerate(columns) if column.rank == 0 or any(row[at].text not in EMPTY for row in rows)
+    ]
     while sum(widths[at] for at in shown) + len(GAP) * (len(shown) - 1) > width:
         least = max(shown, key=lambda at: (columns[at].rank, at))
         if columns[least].rank == 0:

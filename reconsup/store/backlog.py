@@ -153,8 +153,10 @@ SELECT served.chain, served.network, k.head_height,
        CASE WHEN k.tip_time IS NOT NULL THEN k.next_height - 1 END AS scanned_height,
        CASE WHEN k.tip_time IS NOT NULL
             THEN GREATEST(extract(epoch FROM now() - k.tip_time), 0) END::float8 AS lag_seconds,
-       GREATEST(extract(epoch FROM now() - k.updated_at), 0)::float8 AS heard_seconds,
-       GREATEST(extract(epoch FROM now() - k.disagreed_at), 0)::float8 AS disagreed_seconds,
+       CASE WHEN k.updated_at IS NOT NULL
+            THEN GREATEST(extract(epoch FROM now() - k.updated_at), 0) END::float8 AS heard_seconds,
+       CASE WHEN k.disagreed_at IS NOT NULL  -- GREATEST would make 0 of NULL, and an alarm of nothing
+            THEN GREATEST(extract(epoch FROM now() - k.disagreed_at), 0) END::float8 AS disagreed_seconds,
        CASE WHEN k.scan_lease_until > now() THEN k.scan_lease_owner END AS holder,
        k.stop_reason,
        CASE WHEN k.next_height > k.tail_start THEN COALESCE(k.unproven_height < k.tail_start, true) END AS proven,
