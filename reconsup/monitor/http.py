@@ -81,6 +81,8 @@ async def _run(seat: Seat, settings: Settings) -> None:
         _, unfinished = await asyncio.wait(loops, timeout=GOODBYE_SECONDS)
         if not unfinished:  # else the database hangs: there is nothing to be had from it
             await janitor.farewell()
+            if not seat.scoreboard.dead() and not seat.is_orphaned():
+                await look.leave()
     log.info("monitor_stopped")
 
 

@@ -9,6 +9,7 @@ soon: readiness must come back with it.
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from reconsup import logs, redact
 from reconsup.fleet.scoreboard import Load
@@ -24,6 +25,7 @@ RETRY_SECONDS = 1.0
 CENSUS_SHARE = 50  # a census that took a second is made every 50 s
 CENSUS_PAUSE_SECONDS_MAX = 3600.0
 FRESH_POLLS = 3
+LEAVE_SECONDS = 0.5  # nobody waits for it
 WAIT_SECONDS = 15.0  # for the Database: a third of it bounds a statement
 
 log = logs.get_logger()
@@ -74,6 +76,13 @@ class Watch:
         while True:
             pause = await self.look()
             await asyncio.sleep(pause)
+
+    async def leave(self) -> None:
+        """Say in the host's row that it stops because somebody said so: who just falls silent counts as gone."""
+        said = {**(self._announcement() or {}), "state": backlog.STOPPED}
+        with suppress(StoreUnavailable, SchemaBehind, TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await backlog.announce(self._database, self._host, said, fresh_seconds=self._known.fresh_seconds)
 
     async def look(self) -> float:
         """Ask once; after how many seconds to ask again."""

@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from reconsup.shown.host import bad, networks
+from reconsup.shown.host import bad, networks, warn
 from reconsup.shown.lines import GAP, Column, Line, Piece, Style, cut, figure, line, mebibytes, span, table
 
 Told = Mapping[str, Any]
@@ -23,13 +23,14 @@ _HOSTS = (
     Column("version", 3),
     Column("pid", 5, is_right=True),
 )
-_GOOD = frozenset({"running"})
+STOPPED = "stopped"
 
 
 def picture(told: Told, width: int, height: int | None = None) -> list[Line]:
     """All of it, no line longer than `width` and no more than `height` lines."""
-    gone = [host for host in told["hosts"] if host["gone"]]
-    head = [cut(_title(told, len(gone)), width), *(cut(each, width) for each in _problems(told))]
+    gone = [host for host in told["hosts"] if host["gone"] and host["state"] != STOPPED]
+    living = sum(not host["gone"] for host in told["hosts"])
+    head = [cut(_title(told, living, len(gone)), width), *(cut(each, width) for each in _problems(told))]
     hosts = table(_HOSTS, [_host(each) for each in told["hosts"]], width)
     scans = networks({each["network"]: each for each in told["networks"]}, width)
     lines = [*head, *([line(), *hosts] if hosts else []), *([line(), *scans] if scans else [])]
@@ -38,8 +39,7 @@ def picture(told: Told, width: int, height: int | None = None) -> list[Line]:
     return lines
 
 
-def _title(told: Told, gone: int) -> Line:
-    count = len(told["hosts"]) - gone
+def _title(told: Told, count: int, gone: int) -> Line:
     words = f"{count} host{'' if count == 1 else 's'} on this database"
     pieces = [Piece(words, Style.GOOD if count else Style.BAD)]
     if gone:
@@ -48,12 +48,15 @@ def _title(told: Told, gone: int) -> Line:
 
 
 def _problems(told: Told) -> list[Line]:
+    served = {name for host in told["hosts"] if not host["gone"] for name in host["networks"] or ()}
     found = []
     for each in told["networks"]:
         if each["stop_reason"]:
             found.append(bad(f"network {each['network']} is stopped: {each['stop_reason']}"))
-        elif each["holder"] is None:
+        elif each["holder"] is None and each["network"] in served:
             found.append(bad(f"network {each['network']} is read by nobody"))
+        elif each["network"] not in served:
+            found.append(warn(f"network {each['network']} is served by no living host"))
     strangers = told["unknown_owners"]
     if strangers["leases"] or strangers["scans"]:
         kinds = [f"leases of unknown owners: {strangers['leases']}"] if strangers["leases"] else []
@@ -65,17 +68,18 @@ def _problems(told: Told) -> list[Line]:
 
 
 def _host(host: Told) -> list[Piece]:
-    state = "gone" if host["gone"] else host["state"] or figure(None)
-    ready, wanted = host["workers_ready"], host["workers_wanted"]
-    is_short = host["gone"] or ready is None or ready < wanted
+    is_lost = host["gone"] and host["state"] != STOPPED
+    state = "gone" if is_lost else host["state"] or figure(None)
+    ready, wanted = None if host["gone"] else host["workers_ready"], host["workers_wanted"]
+    is_short = not host["gone"] and (ready is None or ready < wanted)
     return [
         Piece(host["base"], Style.BOLD),
-        Piece(state, Style.BAD if host["gone"] else Style.GOOD if state in _GOOD else Style.WARN),
+        Piece(state, Style.BAD if is_lost else Style.GOOD if state == "running" else Style.WARN),
         Piece(f"{figure(ready)}/{wanted}", Style.WARN if is_short else Style.PLAIN),
         Piece(figure(host["restarts"]), Style.WARN if host["restarts"] else Style.DIM),
         Piece(str(host["leases"])),
         Piece(mebibytes(host["memory_bytes"])),
-        Piece(span(host["seen_seconds_ago"]), Style.BAD if host["gone"] else Style.PLAIN),
+        Piece(span(host["seen_seconds_ago"]), Style.BAD if is_lost else Style.PLAIN),
         Piece(", ".join(host["scans"]) or figure(None)),
         Piece(host["version"]),
         Piece(str(host["pid"])),

@@ -97,6 +97,11 @@ def bad(sentence: str) -> Line:
     return line(Piece("! ", Style.BAD), Piece(sentence, Style.BAD))
 
 
+def warn(sentence: str) -> Line:
+    """A line that says what may be wrong, or may mend itself."""
+    return line(Piece("! ", Style.WARN), Piece(sentence, Style.WARN))
+
+
 def networks(told: Mapping[str, Told], width: int) -> list[Line]:
     """The table of networks."""
     return table(_NETWORKS, [_network(name, each) for name, each in told.items()], width)
@@ -226,16 +231,12 @@ def _network_problems(name: str, told: Told, *, is_known: bool) -> list[Line]:
         return [bad(f"network {name}: its endpoints show different blocks: nothing is written (reconsup check)")]
     head, scanned, lag = told["head"], told["scanned"], told["lag_seconds"]
     if told.get("proven") is None and is_known:
-        return [_warn(f"network {name}: none of its blocks was read yet")]
+        return [warn(f"network {name}: none of its blocks was read yet")]
     if head is None or scanned is None or told.get("at_head") is not False or (lag or 0) <= LAG_SECONDS_MAX:
         return []
     if head > scanned:
-        return [_warn(f"network {name} is {head - scanned} blocks behind")]
-    return [_warn(f"network {name}: none of its endpoints shows its head now (reconsup check)")]
-
-
-def _warn(sentence: str) -> Line:
-    return line(Piece("! ", Style.WARN), Piece(sentence, Style.WARN))
+        return [warn(f"network {name} is {head - scanned} blocks behind")]
+    return [warn(f"network {name}: none of its endpoints shows its head now (reconsup check)")]
 
 
 def _apart(block: list[Line]) -> list[Line]:

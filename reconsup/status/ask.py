@@ -55,7 +55,7 @@ async def everyone(database: Database) -> dict[str, Any]:
     try:
         return hosts.told(await store.read(database))
     except (StoreUnavailable, SchemaBehind) as error:
-        raise NoAnswer(f"database: {redact.text(str(error))}") from None
+        raise NoAnswer(f"the database cannot be asked: {redact.text(str(error))}") from None
 
 
 def reachable(address: Address) -> Address:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from reconsup.store.backlog import STOPPED
 from reconsup.store.hosts import Everyone, HostRow, Scan
 
 GONE_SECONDS = 20.0  # for a host that does not say how often it looks
@@ -55,8 +56,9 @@ def _living(everyone: Everyone) -> Collection[str]:
 
 
 def _is_gone(row: HostRow) -> bool:
-    fresh = (row.status or {}).get("fresh_seconds")
-    return row.seen_seconds_ago > (fresh if isinstance(fresh, int | float) else GONE_SECONDS)
+    """Whether nobody works there any more: it stopped, or was not heard of for longer than it takes to be heard of."""
+    fresh, state = ((row.status or {}).get(name) for name in ("fresh_seconds", "state"))
+    return state == STOPPED or row.seen_seconds_ago > (fresh if isinstance(fresh, int | float) else GONE_SECONDS)
 
 
 def _host(row: HostRow, leases: int, scans: Collection[Scan]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from reconsup.payments.request import Network
 from reconsup.store.database import Database, Transaction
 
 DUE_COUNTED_MAX = 100_000  # a network; more are shown as so many
+STOPPED = "stopped"  # the state of a host that left because somebody said so
 CENSUS_SECONDS_MAX = 4.0  # less than the connection waits for a lock, which is retried
 
 
