@@ -7,10 +7,8 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from reconsup.store.backlog import STOPPED
 from reconsup.store.hosts import Everyone, HostRow, Scan
 
-GONE_SECONDS = 20.0  # for a host that does not say how often it looks
 FORGOTTEN_SECONDS = 86_400.0  # a host that was not seen for so long is not shown to people
 
 
@@ -52,13 +50,7 @@ def _leases_by_base(everyone: Everyone) -> dict[str, int]:
 
 
 def _living(everyone: Everyone) -> Collection[str]:
-    return {row.base for row in everyone.hosts if not _is_gone(row)}
-
-
-def _is_gone(row: HostRow) -> bool:
-    """Whether nobody works there any more: it stopped, or was not heard of for longer than it takes to be heard of."""
-    fresh, state = ((row.status or {}).get(name) for name in ("fresh_seconds", "state"))
-    return state == STOPPED or row.seen_seconds_ago > (fresh if isinstance(fresh, int | float) else GONE_SECONDS)
+    return {row.base for row in everyone.hosts if not row.is_gone}
 
 
 def _host(row: HostRow, leases: int, scans: Collection[Scan]) -> dict[str, Any]:
@@ -76,7 +68,7 @@ def _host(row: HostRow, leases: int, scans: Collection[Scan]) -> dict[str, Any]:
         "started_at": _moment(row.started_at),
         "last_seen_at": _moment(row.last_seen_at),
         "seen_seconds_ago": round(row.seen_seconds_ago, 3),
-        "gone": _is_gone(row),
+        "gone": row.is_gone,
         "state": fleet.get("state"),
         "workers_ready": None if workers is None else sum(each.get("state") == "ready" for each in workers),
         "workers_wanted": fleet.get("workers_wanted") or row.slots,

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
 
+from reconsup.store.backlog import STOPPED
 from reconsup.store.database import Database
+
+GONE_SECONDS = 20.0  # for a host that does not say how often it looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,18 @@ class HostRow:
     last_seen_at: datetime
     seen_seconds_ago: float
     status: Mapping[str, Any] | None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody works there: it stopped, or was not heard of for longer than it takes to be heard of."""
+        fresh, state = ((self.status or {}).get(name) for name in ("fresh_seconds", "state"))
+        return state == STOPPED or self.seen_seconds_ago > (fresh if isinstance(fresh, int | float) else GONE_SECONDS)
+
+    @property
+    def networks(self) -> int:
+        """How many networks it serves; 0 where it does not say."""
+        told = (self.status or {}).get("networks")
+        return len(told) if isinstance(told, list) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +83,15 @@ class Everyone:
 async def read(database: Database) -> Everyone:
     """Look at all hosts. Raises StoreUnavailable, SchemaBehind."""
     ((at,),) = await database.fetch("SELECT now()")
-    hosts = [
+    hosts = await rows(database)
+    held = [Held(row.owner, row.leases, row.ends_in_seconds) for row in await database.fetch(_HELD)]
+    scans = [Scan(*row) for row in await database.fetch(_SCANS)]
+    return Everyone(at, tuple(hosts), tuple(held), tuple(scans))
+
+
+async def rows(database: Database) -> list[HostRow]:
+    """The hosts alone, in order of name."""
+    return [
         HostRow(
             base=row.base,
             boot_id=row.boot_id,
@@ -82,9 +105,6 @@ async def read(database: Database) -> Everyone:
         )
         for row in await database.fetch(_HOSTS)
     ]
-    held = [Held(row.owner, row.leases, row.ends_in_seconds) for row in await database.fetch(_HELD)]
-    scans = [Scan(*row) for row in await database.fetch(_SCANS)]
-    return Everyone(at, tuple(hosts), tuple(held), tuple(scans))
 
 
 _HOSTS: LiteralString = """
@@ -101,8 +121,9 @@ FROM app.payment_requests WHERE reconcile_lease_owner IS NOT NULL GROUP BY 1 ORD
 
 _SCANS: LiteralString = """
 SELECT k.chain, k.network, k.head_height,
-       CASE WHEN k.tip_time IS NOT NULL THEN k.next_height - 1 END,
-       CASE WHEN k.tip_time IS NOT NULL THEN GREATEST(extract(epoch FROM now() - k.tip_time), 0) END::float8,
-       k.stop_reason, k.scan_lease_owner, extract(epoch FROM k.scan_lease_until - now())::float8
+       CASE WHEN k.tip_time IS NOT NULL THEN k.next_height - 1 END AS scanned,
+       CASE WHEN k.tip_time IS NOT NULL THEN GREATEST(extract(epoch FROM now() - k.tip_time), 0) END::float8
+         AS lag_seconds,
+       k.stop_reason, k.scan_lease_owner, extract(epoch FROM k.scan_lease_until - now())::float8 AS ends_in_seconds
 FROM app.chain_cursors k ORDER BY k.chain, k.network
 """
