@@ -44,7 +44,7 @@ def _title(told: Told, count: int, gone: int) -> Line:
     pieces = [Piece(words, Style.GOOD if count else Style.BAD)]
     if gone:
         pieces.append(Piece(f"{GAP}{gone} gone", Style.WARN))
-    return (*pieces, Piece(f"{GAP}{told['at'][:19].replace('T', ' ')} UTC by the database's clock", Style.DIM))
+    return (*pieces, Piece(f"{GAP}{told['at'][:19].replace('T', ' ')} UTC (database)", Style.DIM))
 
 
 def _problems(told: Told) -> list[Line]:
@@ -63,7 +63,7 @@ def _problems(told: Told) -> list[Line]:
         kinds += [f"scans of unknown owners: {', '.join(strangers['scans'])}"] if strangers["scans"] else []
         ends = strangers["end_in_seconds"]
         when = f"the last ends in {span(ends)}" if ends > 0 else "their time is over, anybody may take them"
-        found.append(bad(f"{', '.join(kinds)}: {when}"))
+        found.append(bad(f"{', '.join(kinds)}; {when}"))
     return found
 
 
@@ -78,7 +78,7 @@ def _host(host: Told) -> list[Piece]:
         Piece(f"{figure(ready)}/{wanted}", Style.WARN if is_short else Style.PLAIN),
         Piece(figure(host["restarts"]), Style.WARN if host["restarts"] else Style.DIM),
         Piece(str(host["leases"])),
-        Piece(mebibytes(host["memory_bytes"])),
+        Piece(figure(None) if host["gone"] else mebibytes(host["memory_bytes"])),
         Piece(span(host["seen_seconds_ago"]), Style.BAD if is_lost else Style.PLAIN),
         Piece(", ".join(host["scans"]) or figure(None)),
         Piece(host["version"]),

@@ -38,17 +38,17 @@ _STATES = {
 }
 _WORKERS = (
     Column("slot", is_right=True),
-    Column("worker", 4),
+    Column("worker", 5),
     Column("state"),
     Column("pid", 1, is_right=True),
     Column("restarts", 1, is_right=True),
-    Column("left by", 5),
+    Column("left by", 2),
     Column("leases", 1, is_right=True),
-    Column("memory", 2, is_right=True),
-    Column("cycle", 2, is_right=True),
+    Column("memory", 3, is_right=True),
+    Column("cycle", 3, is_right=True),
     Column("beat", 1, is_right=True),
     Column("loop", 6),
-    Column("age", 3, is_right=True),
+    Column("age", 4, is_right=True),
     Column("started in", 7, is_right=True),
 )
 _NETWORKS = (
@@ -89,7 +89,7 @@ def problems(told: Told) -> list[Line]:
         elif _is_silent(worker, patience):
             loop = f" from its loop {worker['loop']}" if worker.get("loop") else ""
             found.append(bad(f"slot {_seat(worker)}: no sign of life{loop} for {span(worker['beat_seconds_ago'])}"))
-    return found
+    return sorted(found, key=lambda each: each[0].style is Style.WARN)
 
 
 def bad(sentence: str) -> Line:
@@ -186,16 +186,16 @@ def _milliseconds(seconds: float | None) -> str:
 def _backlog(told: Told, width: int) -> list[Line]:
     due, oldest, counts = told["due"], told["oldest_due_seconds"], told["by_status"]
     ago = told.get("counted_seconds_ago")
-    errors = told.get("row_errors") or {}
+    errors, unserved = told.get("row_errors") or {}, told.get("unserved")
     requests = [Piece(f"{status} {count}") for status, count in (counts or {}).items()]
     waiting = [Piece("nothing" if due == 0 else str(due))] if due is not None else [Piece("not known", Style.WARN)]
     pairs: list[tuple[str, list[Piece]]] = [
         ("due", waiting + ([Piece(f"the oldest for {span(oldest)}")] if due else [])),
         ("requests", [*requests, Piece(f"counted {span(ago)} ago", Style.DIM)] if requests else []),
         ("row errors", [Piece(f"{kind} {count}", Style.WARN) for kind, count in errors.items()]),
-        ("unserved", [Piece(f"{told['unserved']} open, of networks without an endpoint here", Style.WARN)]),
+        ("unserved", [Piece(f"{unserved} open, of networks without an endpoint here", Style.WARN)] if unserved else []),
     ]
-    return facts(pairs if told.get("unserved") else pairs[:-1], width)
+    return facts(pairs, width)
 
 
 def _networks(told: Told) -> Mapping[str, Told]:
