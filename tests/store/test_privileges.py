@@ -12,6 +12,7 @@ import pytest
 from reconsup.store import privileges
 from reconsup.store.database import Database
 from reconsup.store.privileges import NEEDS, WRITTEN_COLUMNS, Rights, Room
+from reconsup.store.schema import payment_requests
 from tests.support.postgres import Database as Fresh
 from tests.support.role import Role, a_role
 
@@ -52,6 +53,20 @@ def test_the_table_says_what_the_statements_do() -> None:
     found["reconsup_schema_version"] = {"SELECT"}  # its name is put together
 
     assert found == {table: set(needed) for table, needed in NEEDS.items()}
+
+
+def test_the_columns_are_those_that_the_statements_set() -> None:
+    """Seen to fail with a column more and with one fewer."""
+    statement = re.compile(r"UPDATE app\.payment_requests(?: r)?\s+SET(.*?)\b(?:WHERE|FROM)\b", re.DOTALL)
+    found = {
+        column
+        for path in STORE.glob("*.py")
+        if path.name not in NOT_AT_RUN
+        for text in statement.findall(path.read_text())
+        for column in re.findall(r"(?:^|,|\n) *(\w+) =", text)
+    }
+
+    assert found & set(payment_requests.columns.keys()) == set(WRITTEN_COLUMNS)
 
 
 @pytest.mark.service
