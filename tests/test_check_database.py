@@ -32,6 +32,9 @@ def test_what_is_missing_is_told_as_the_statements_that_mend_it(database: Databa
         assert all(line.startswith(f"FAIL  privileges: the role {role.name} lacks some: GRANT ") for line in told)
         for line in told:
             database.execute(line.partition("lacks some: ")[2])
+        database.execute(f'REVOKE INSERT ON app.chain_events FROM "{role.name}"')
+        assert checked(role.url)[0] == 69, "it would be missed only when a network stops"
+        database.execute(f'GRANT INSERT ON app.chain_events TO "{role.name}"')
         code, lines = checked(role.url)
         assert (code, starting(lines, "privileges")) == (
             0,

@@ -94,7 +94,7 @@ def test_where_there_is_nothing_to_show_one_sentence_says_why(tmp_path: "os.Path
 def test_a_role_with_what_check_asks_for_can_do_all_the_work(town: Town) -> None:
     """Paid and taken back, under a role that owns nothing and may write nothing of the service's but our columns.
 
-    Seen to fail without the columns `status` and `reconcile_due_height`, and without INSERT on the history.
+    Seen to fail without the column `status`, and without INSERT on the history.
     """
     ids = town.requests(6)
     with a_role(town.database) as role:
