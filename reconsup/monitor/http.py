@@ -117,7 +117,8 @@ def fleet_of(scoreboard: Scoreboard) -> Fleet:
         started_at=datetime.fromtimestamp(supervisor.started_at, UTC),
         workers=tuple(scoreboard.read(slot) for slot in scoreboard.slots()),
         base=scoreboard.base,
-        wanted=supervisor.slots,
+        wanted=supervisor.wanted,
+        reload=supervisor.reload,
         at=datetime.now(UTC),
     )
 

@@ -18,7 +18,7 @@ class Fleet:
     """The scoreboard at one moment: the supervisor's facts and a cell for each worker slot.
 
     `at` is that moment by the wall clock (None: nobody looked at it), `wanted` how many workers there should be now,
-    as far as the supervisor tells (None: it does not).
+    as far as the supervisor tells (None: it does not), `reload` what became of the last new settings.
     """
 
     pid: int
@@ -28,6 +28,7 @@ class Fleet:
     workers: Sequence[CellView]
     base: str = ""
     wanted: int | None = None
+    reload: str | None = None
     at: datetime | None = None
 
     @property
@@ -84,6 +85,7 @@ def status(fleet: Fleet, known: Known, now: float) -> dict[str, object]:
             "base": fleet.base,
             "workers_ready": fleet.ready,
             "workers_wanted": fleet.wanted,
+            "reload": fleet.reload,
             "watchdog_seconds": known.watchdog_seconds,
             "ready": problem is None,
             "problem": problem,

@@ -27,6 +27,12 @@ Told = Mapping[str, Any]
 SILENT_SECONDS = 30.0  # where the watchdog's time is not told
 LAG_SECONDS_MAX = 60.0
 SPARE = 512
+RELOAD_PROBLEMS = {
+    "refused": "the last ones were refused, nothing has changed",
+    "failed": "no worker could start with the last ones, nothing has changed",
+    "stalled": "not all workers have them yet, those that follow cannot start",
+}
+RELOADING = ("begun", "accepted")
 
 _STATES = {
     "ready": Style.GOOD,
@@ -80,6 +86,9 @@ def problems(told: Told) -> list[Line]:
     reason = supervisor.get("problem") or told.get("database", {}).get("problem")
     if reason:
         found.append(bad(f"not ready: {reason}"))
+    reload = supervisor.get("reload")
+    if reload in RELOAD_PROBLEMS:
+        found.append(warn(f"new settings: {RELOAD_PROBLEMS[reload]} (see its log)"))
     for name, network in _networks(told).items():
         found += _network_problems(name, network, is_known=told["backlog"]["due"] is not None)
     patience = (supervisor.get("watchdog_seconds") or 2 * SILENT_SECONDS) / 2
@@ -116,8 +125,7 @@ def seconds_between(earlier: str | None, later: str | None) -> float | None:
 
 def _title(told: Told) -> Line:
     supervisor = told["supervisor"]
-    states = [worker["state"] for worker in told["workers"]]
-    ready, wanted = states.count("ready"), supervisor.get("workers_wanted") or len(states)
+    ready, wanted = [worker["state"] for worker in told["workers"]].count("ready"), _wanted(told)
     up = span(seconds_between(supervisor["started_at"], told.get("at")))
     return line(
         Piece(supervisor.get("base") or "reconsup", Style.BOLD),
@@ -125,14 +133,24 @@ def _title(told: Told) -> Line:
         Piece(supervisor["state"], Style.GOOD if supervisor["state"] == "running" else Style.WARN),
         GAP,
         Piece(f"{ready} of {wanted} workers ready", Style.GOOD if ready >= wanted else Style.BAD),
+        Piece(GAP + "takes new settings" if supervisor.get("reload") in RELOADING else "", Style.WARN),
         GAP + f"pid {supervisor['pid']}" + GAP + f"up {up}",
         Piece(GAP + f"reconsup {supervisor['version']}", Style.DIM),
     )
 
 
+def _wanted(told: Told) -> int:
+    wanted: int = told["supervisor"].get("workers_wanted") or len(told["workers"])
+    return wanted
+
+
 def _workers(told: Told, width: int, room: int | None) -> list[Line]:
-    """The workers in `room` lines: those that are in trouble first, shown in the order of their slots."""
-    workers, at = told["workers"], told.get("at")
+    """The workers in `room` lines, in the order of their slots; without room for all, rather those in trouble.
+
+    Seats in which nobody is wanted are not shown.
+    """
+    workers = [each for each in told["workers"] if each["state"] != "empty" or each["slot"] < _wanted(told)]
+    at = told.get("at")
     patience = (told["supervisor"].get("watchdog_seconds") or 2 * SILENT_SECONDS) / 2
     shown: Sequence[Told] = workers
     if room is not None and len(workers) + 1 > room:

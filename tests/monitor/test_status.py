@@ -102,11 +102,30 @@ def test_status_is_the_contract() -> None:
         "base": "host",
         "workers_ready": 1,
         "workers_wanted": 2,
+        "reload": None,
         "watchdog_seconds": None,
         "ready": True,
         "problem": None,
     }
     assert told["at"] == "2026-01-02T00:01:00+00:00"
+    assert {"due": 4, "oldest_due_seconds": 2.5, "by_status": {"pending": 4}}.items() <= told["backlog"].items()
+    assert told["networks"]["local"] == {
+        "head": 105,
+        "scanned": 100,
+        "span_blocks_left": 7,
+        "lag_seconds": 4.0,
+        "at_head": False,
+        "disagrees": False,
+        "holder": "host-0#ab",
+        "stop_reason": None,
+        "proven": True,
+    }
+    assert told["networks"]["unborn"]["scanned"] is None
+
+
+def test_the_workers_of_the_status_are_the_contract_too() -> None:
+    told: Any = status.status(FLEET, known(), NOW)
+
     assert told["workers"] == [
         {
             "slot": 0,
@@ -141,19 +160,6 @@ def test_status_is_the_contract() -> None:
             "age_seconds": None,
         },
     ]
-    assert {"due": 4, "oldest_due_seconds": 2.5, "by_status": {"pending": 4}}.items() <= told["backlog"].items()
-    assert told["networks"]["local"] == {
-        "head": 105,
-        "scanned": 100,
-        "span_blocks_left": 7,
-        "lag_seconds": 4.0,
-        "at_head": False,
-        "disagrees": False,
-        "holder": "host-0#ab",
-        "stop_reason": None,
-        "proven": True,
-    }
-    assert told["networks"]["unborn"]["scanned"] is None
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,20 @@ def test_silence_is_told_from_half_of_the_watchdogs_time_on(
     assert bool(found) is is_told
 
 
+@pytest.mark.parametrize("reload", ["refused", "failed", "stalled"])
+def test_new_settings_that_are_not_in_force_are_told(reload: str) -> None:
+    assert words(host.problems(told.host(supervisor={"reload": reload})))[0].startswith("! new settings: ")
+    assert host.problems(told.host(supervisor={"reload": "done"})) == []
+    assert "takes new settings" in words(host.picture(told.host(supervisor={"reload": "begun"}), 80))[0]
+
+
+def test_seats_where_nobody_is_wanted_are_not_shown() -> None:
+    empty = [told.worker(slot, state="empty", pid=None) for slot in (1, 2)]
+    shown = words(host.picture(told.host(told.worker(0), *empty, supervisor={"workers_wanted": 2}), 80))
+
+    assert [line.split()[2] for line in shown if re.match(r" +\d  pay-1", line)] == ["ready", "empty"]
+
+
 def test_a_network_without_a_block_is_no_alarm_while_nothing_is_known() -> None:
     unknown = {"mainnet": told.network(**dict.fromkeys(told.network()))}
 
