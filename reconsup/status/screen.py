@@ -4,8 +4,6 @@ The terminal gets its old screen and its cursor back by leaving the `with`, what
 """
 
 import os
-import shutil
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -15,6 +13,7 @@ from reconsup.shown import lines
 from reconsup.shown.lines import Line
 
 WIDE = 200  # where no terminal bounds it: everything is shown
+COLUMNS, LINES = 80, 24  # of a terminal that does not know
 
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[H\x1b[2J"  # the other screen, no cursor
 _LEAVE = "\x1b[?25h\x1b[?1049l"
@@ -48,9 +47,18 @@ class Screen:
 
     def draw(self, drawing: Drawing) -> None:
         """Show this now."""
-        whole = [lines.text(each, is_colored=self._is_colored) for each in drawing(width(), None)]
+        whole = [lines.text(each, is_colored=self._is_colored) for each in drawing(self.size()[0], None)]
         self.write(("\n" if self._has_drawn else "") + "".join(f"{each}\n" for each in whole))
         self._has_drawn = True
+
+    def size(self) -> tuple[int, int]:
+        """Columns and lines as the terminal has them now, whatever COLUMNS says: a window's corner may be drawn."""
+        if not is_terminal(self._out):
+            return WIDE, 0
+        with suppress(OSError):
+            columns, rows = os.get_terminal_size(self._out.fileno())
+            return columns or COLUMNS, rows or LINES
+        return COLUMNS, LINES
 
     def write(self, text: str) -> None:
         """Write it out at once."""
@@ -76,14 +84,8 @@ class LiveScreen(Screen):
 
     def draw(self, drawing: Drawing) -> None:
         """Show this in place of what was there."""
-        size = shutil.get_terminal_size()
-        whole = [lines.text(each, is_colored=self._is_colored) for each in drawing(size.columns, size.lines)]
+        whole = [lines.text(each, is_colored=self._is_colored) for each in drawing(*self.size())]
         self.write(_HOME + "\r\n".join(each + _TO_THE_END_OF_THE_LINE for each in whole) + _TO_THE_END)
-
-
-def width() -> int:
-    """How many columns there are."""
-    return shutil.get_terminal_size((WIDE, 0)).columns if is_terminal(sys.stdout) else WIDE
 
 
 def is_terminal(out: TextIO) -> bool:
