@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from reconsup import logs, redact
+from reconsup import logs, pulse, redact
 from reconsup.fleet.scoreboard import Load
 from reconsup.monitor import status
 from reconsup.monitor.status import Known
@@ -74,7 +74,9 @@ class Watch:
     async def run(self) -> None:
         """Ask until cancelled."""
         while True:
+            pulse.alive()
             pause = await self.look()
+            pulse.rests(pause)
             await asyncio.sleep(pause)
 
     async def leave(self) -> None:
