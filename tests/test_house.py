@@ -20,7 +20,7 @@ PACKAGE = "reconsup"
 # fits a module is its room. `fleet.slot` is the half of the plan that concerns one slot.
 PLAN = ("fleet.slot", "fleet.state", "fleet.events", "fleet.scale", "fleet.turnover")
 FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
-    {"payments": (), "chain.block": (), "fleet.plan": PLAN, "redact": ()},  # pure
+    {"payments": (), "chain.block": (), "fleet.plan": PLAN, "redact": (), "shown": ()},  # pure
     {"logs": ()},
     {
         "settings": ("settings_parse", "settings_table"),
@@ -30,7 +30,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "monitor.metrics": (),
         "pulse": (),
     },
-    {"worker": (), "fleet.supervisor": (), "monitor": (), "check": (), "resume": (), "demo": ()},  # the loops
+    {"worker": (), "fleet.supervisor": (), "monitor": (), "check": (), "resume": (), "status": (), "demo": ()},  # loops
     {"cli": ("__main__",)},
 )
 PURE = FLOORS[0]

@@ -50,6 +50,7 @@ async def _run(seat: Seat, settings: Settings) -> None:
         settings.networks,
         watch.fresh_seconds(settings.poll_interval_seconds),
         lease_seconds=settings.lease_seconds,
+        watchdog_seconds=settings.watchdog_seconds,
     )
     bell, stopping = asyncio.Event(), asyncio.Event()
     _hear(seat, bell, stopping)
@@ -63,7 +64,15 @@ async def _run(seat: Seat, settings: Settings) -> None:
     ):
         janitor = Janitor(seat, for_janitor, networks)
         seconds = watch.poll_seconds(settings.poll_interval_seconds)
-        look = watch.Watch(for_watch, networks, host_of(seat.scoreboard), known, seconds=seconds)
+        look = watch.Watch(
+            for_watch,
+            networks,
+            host_of(seat.scoreboard),
+            known,
+            seconds=seconds,
+            tell_load=seat.scoreboard.set_load,
+            announcement=lambda: status.announcement(fleet_of(seat.scoreboard), known),
+        )
         loops = [
             tasks.create_task(heart.watched("janitor", janitor.run(bell))),
             tasks.create_task(heart.watched("watch", look.run())),
@@ -79,6 +88,8 @@ async def _run(seat: Seat, settings: Settings) -> None:
         _, unfinished = await asyncio.wait(loops, timeout=GOODBYE_SECONDS)
         if not unfinished:  # else the database hangs: there is nothing to be had from it
             await heart.watched("farewell", janitor.farewell())
+            if not seat.scoreboard.dead() and not seat.is_orphaned():
+                await look.leave()
     log.info("monitor_stopped")
 
 
@@ -112,6 +123,10 @@ def fleet_of(scoreboard: Scoreboard) -> Fleet:
         version=supervisor.version,
         started_at=datetime.fromtimestamp(supervisor.started_at, UTC),
         workers=tuple(scoreboard.read(slot) for slot in scoreboard.slots()),
+        base=scoreboard.base,
+        wanted=supervisor.wanted,
+        reload=supervisor.reload,
+        at=datetime.now(UTC),
     )
 
 

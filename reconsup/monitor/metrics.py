@@ -218,6 +218,11 @@ COUNTED: tuple[Counter | Histogram, ...] = (
 
 # Read by the monitor when it is asked.
 WORKERS = Line("reconsup_workers", "gauge", ("state",), "Worker slots of this host by state")
+WORKERS_WANTED = Line("reconsup_workers_wanted", "gauge", (), "How many workers there should be now")
+WORKER_MEMORY = Line("reconsup_worker_memory_bytes", "gauge", ("slot",), "Resident memory of the worker in the slot")
+WORKER_BEAT_AGE = Line(
+    "reconsup_worker_beat_age_seconds", "gauge", ("slot",), "Since the last sign of life of its most silent work loop"
+)
 RESTARTS = Line(
     "reconsup_worker_restarts_total", "counter", ("slot", "cause"), "Workers that left without being asked to"
 )
@@ -243,6 +248,9 @@ BUILD_INFO = Line("reconsup_build_info", "gauge", ("version",), "Always 1")
 
 READ: tuple[Line, ...] = (
     WORKERS,
+    WORKERS_WANTED,
+    WORKER_MEMORY,
+    WORKER_BEAT_AGE,
     RESTARTS,
     READY_SECONDS,
     DUE,

@@ -187,6 +187,9 @@ def test_the_table_has_the_names_of_the_contract() -> None:
         "reconsup_audits_total": ("network",),
         "reconsup_audit_settlements_total": ("network", "how"),
         "reconsup_rpc_disagreements_total": ("network",),
+        "reconsup_workers_wanted": (),
+        "reconsup_worker_memory_bytes": ("slot",),
+        "reconsup_worker_beat_age_seconds": ("slot",),
     }
 
     assert {line.name: line.labels for line in metrics.TABLE} == contract | ours
