@@ -21,7 +21,13 @@ PACKAGE = "reconsup"
 FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"payments": (), "chain.block": (), "fleet.plan": ("fleet.slot",), "redact": ()},  # pure
     {"logs": ()},
-    {"settings": ("settings_parse", "settings_table"), "chain": (), "store": (), "fleet": (), "monitor.metrics": ()},
+    {
+        "settings": ("settings_parse", "settings_table"),
+        "chain": (),
+        "store": (),
+        "fleet": (),
+        "monitor.metrics": ("monitor.folder", "monitor.tally"),
+    },
     {"worker": (), "fleet.supervisor": (), "monitor": (), "check": (), "resume": (), "demo": ()},  # the loops
     {"cli": ("__main__",)},
 )
@@ -46,7 +52,6 @@ KEPT_OUT = {
 }
 READS_ENVIRONMENT = {
     "settings": "the reader",
-    "monitor.metrics": "sets PROMETHEUS_MULTIPROC_DIR, which prometheus_client takes from nowhere else",
     "fleet.notify": "NOTIFY_SOCKET is between systemd and this process; no operator sets it",
     "fleet.posix": "takes systemd's variables away from children, who must not speak for the supervisor",
 }

@@ -5,23 +5,28 @@ are too old count as not known: a number from before an outage looks like health
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from reconsup.fleet.scoreboard import CellView
-from reconsup.fleet.slot import WorkerState
+from reconsup.fleet.slot import SPARE, Cause, WorkerState
 from reconsup.store.backlog import Backlog, Census, NetworkState
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The scoreboard at one moment: the supervisor's facts and a cell for each worker slot."""
+    """The scoreboard at one moment: the supervisor's facts and a cell for each worker slot.
+
+    `restarts` are of all seats that there ever were: a counter of one that was given up does not vanish.
+    """
 
     pid: int
     state: str
     version: str
     started_at: datetime
     workers: Sequence[CellView]
+    restarts: Mapping[tuple[int, Cause], int] = field(default_factory=dict)
+    deaths_overwritten: int = 0
 
 
 @dataclass(slots=True)
@@ -100,16 +105,15 @@ def readings(fleet: Fleet, known: Known, now: float) -> Readings:
 def _fleet_readings(fleet: Fleet) -> Readings:
     states = [worker.state for worker in fleet.workers]
     restarts: dict[tuple[str, ...], float] = {
-        (str(worker.slot), str(cause)): count
-        for worker in fleet.workers
-        for cause, count in worker.causes.items()
-        if count
+        ("spare" if slot == SPARE else str(slot), str(cause)): count for (slot, cause), count in fleet.restarts.items()
     }
     starts = [worker.ready_seconds for worker in fleet.workers if worker.ready_seconds is not None]
     return {
         "reconsup_workers": {(str(state),): states.count(state) for state in WorkerState},
         "reconsup_worker_restarts_total": restarts,
         "reconsup_worker_ready_seconds": {(): max(starts)} if starts else {},
+        "reconsup_deaths_overwritten_total": {(): fleet.deaths_overwritten},
+        "reconsup_supervisor_start_time_seconds": {(): round(fleet.started_at.timestamp(), 3)},
         "reconsup_build_info": {(fleet.version,): 1},
     }
 

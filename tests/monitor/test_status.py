@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from reconsup.fleet.scoreboard import CellView
-from reconsup.fleet.slot import Cause, WorkerState
+from reconsup.fleet.slot import SPARE, Cause, WorkerState
 from reconsup.monitor import metrics, status
 from reconsup.monitor.status import Fleet, Known
 from reconsup.payments.request import Network
@@ -48,7 +48,15 @@ GONE = cell(
     leases=0,
     last_cycle=None,
 )
-FLEET = Fleet(7, "running", "0.1.0", datetime(2026, 1, 2, tzinfo=UTC), (cell(0), GONE))
+FLEET = Fleet(
+    7,
+    "running",
+    "0.1.0",
+    datetime(2026, 1, 2, tzinfo=UTC),
+    (cell(0), GONE),
+    restarts={(1, Cause.SIGNAL): 2, (5, Cause.HANG): 1, (SPARE, Cause.CRASH): 3},
+    deaths_overwritten=4,
+)
 LOCAL = NetworkState(
     Network("ethereum", "local"),
     105,
@@ -173,11 +181,15 @@ def test_readings_are_lines_of_the_table_with_their_labels() -> None:
     found = status.readings(FLEET, known(), NOW)
     lines = {line.name: line for line in metrics.READ}
 
-    assert set(found) == set(lines)
+    assert set(found) == lines.keys() - {"reconsup_metrics_files_damaged"}  # which the page itself knows
     assert all(len(labels) == len(lines[name].labels) for name, values in found.items() for labels in values)
     assert found["reconsup_workers"]["ready",] == 1
     assert found["reconsup_workers"]["parked",] == 0
-    assert found["reconsup_worker_restarts_total"] == {("1", "signal"): 2}
+    # seat 5 is no longer one of the fleet's: counters do not vanish
+    restarts = {("1", "signal"): 2, ("5", "hang"): 1, ("spare", "crash"): 3}
+    assert found["reconsup_worker_restarts_total"] == restarts
+    assert found["reconsup_deaths_overwritten_total"] == {(): 4}
+    assert found["reconsup_supervisor_start_time_seconds"] == {(): FLEET.started_at.timestamp()}
     assert found["reconsup_worker_ready_seconds"] == {(): 0.5}
     assert found["reconsup_chain_head"] == {("local",): 105, ("stopped",): 9}
     assert found["reconsup_span_blocks_left"] == {("local",): 7}
