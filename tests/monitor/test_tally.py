@@ -174,7 +174,7 @@ def count_five(directory: Path, seat: int) -> None:
 
 
 def _garbage_key(data: bytes) -> bytes:
-    return data.replace(b"reconsup_requests_claimed_total", b"reconsup_\xff\xfe\xfdquests_claimed_total")
+    return data.replace(b"reconsup_requests_claimed_total", b"reconsup_\xff\xfe\xfduests_claimed_total")
 
 
 def _other_json(data: bytes) -> bytes:
