@@ -97,8 +97,9 @@ print(fresh == low, sum(word > 0 for word in words) > KILLS / 4, counted > KILLS
 def test_a_scrape_never_sees_a_count_fall_or_half_a_file(tmp_path: Path) -> None:
     """One who remembers nothing and one who does look on while children begin files, grow them and count.
 
-    Seen to fail when counts are written with pwrite(2): some were read torn, twice as high as they were. (Rarely:
-    it is not a proof, the store in one piece is.)
+    Seen to fail when records are announced before they are written, and mostly when a file is begun under its own
+    name. That a value is never read in part is too rare to show here: with pwrite(2) one in a million reads was (270
+    where 255 and 256 took turns), with the store in one piece none in a hundred times as many.
     """
     printed = with_counters(
         tmp_path,
