@@ -228,7 +228,7 @@ class Scoreboard:
         """
         return {
             (slot, cause): count
-            for slot in range(self.slots_max)
+            for slot in range(SPARE + 1)
             for cause, count in zip(
                 _CAUSES, _ALL_COUNTS.unpack_from(self._memory, self._record(slot) + 32), strict=True
             )

@@ -261,7 +261,7 @@ def test_rings_that_nobody_waits_for_are_kept_as_one() -> None:
 
 
 def test_who_left_unasked_is_counted_also_for_a_seat_that_is_no_longer_used() -> None:
-    shared = Scoreboard("host", 8)
+    shared = Scoreboard("host")
     shared.open(pid=42, boot_id=INCARNATION, started_at=1.5e9, version="1.2.3", slots=2)
     for slot, cause in ((1, Cause.SIGNAL), (1, Cause.SIGNAL), (7, Cause.HANG), (MONITOR, Cause.CRASH)):
         shared.count(slot, cause)

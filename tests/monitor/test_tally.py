@@ -46,11 +46,12 @@ def test_ten_thousand_restarts_leave_as_many_files_and_series_as_one(tmp_path: P
 
 
 @pytest.mark.long
-def test_ten_thousand_restarts_of_processes(tmp_path: Path) -> None:
+def test_a_thousand_restarts_of_processes_leave_as_many_too(tmp_path: Path) -> None:
+    """Really forked, every fourth killed; ten thousand of them would show nothing more and take ten minutes."""
     work = "[in_child(slot, lambda: metrics.CLAIMED.inc(1), killed=slot == 0) for slot in range(4)]"
-    printed = with_counters(tmp_path, "RESTART = 1" + RESTARTS % (2500, work), seconds=600)
+    printed = with_counters(tmp_path, RESTARTS % (250, work), seconds=300)
 
-    assert printed.split() == ["1", "8", str(4 * 2401), "True"]
+    assert printed.split() == ["1", "8", str(4 * 201), "True"]
 
 
 @pytest.mark.parametrize("kills", [100, pytest.param(500, marks=pytest.mark.long)])
