@@ -18,8 +18,9 @@ PACKAGE = "reconsup"
 
 # Imports go down only: a room may import the rooms of the floors below its own, and itself. The longest name that
 # fits a module is its room. `fleet.slot` is the half of the plan that concerns one slot.
+PLAN = ("fleet.slot", "fleet.state", "fleet.events", "fleet.scale", "fleet.turnover")
 FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
-    {"payments": (), "chain.block": (), "fleet.plan": ("fleet.slot",), "redact": ()},  # pure
+    {"payments": (), "chain.block": (), "fleet.plan": PLAN, "redact": ()},  # pure
     {"logs": ()},
     {
         "settings": ("settings_parse", "settings_table"),
@@ -27,6 +28,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "store": (),
         "fleet": (),
         "monitor.metrics": ("monitor.folder", "monitor.tally"),
+        "pulse": (),
     },
     {"worker": (), "fleet.supervisor": (), "monitor": (), "check": (), "resume": (), "demo": ()},  # the loops
     {"cli": ("__main__",)},
