@@ -27,7 +27,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "chain": (),
         "store": (),
         "fleet": (),
-        "monitor.metrics": (),
+        "monitor.metrics": ("monitor.folder", "monitor.tally"),
         "pulse": (),
     },
     {"worker": (), "fleet.supervisor": (), "monitor": (), "check": (), "resume": (), "status": (), "demo": ()},  # loops
@@ -54,7 +54,6 @@ KEPT_OUT = {
 }
 READS_ENVIRONMENT = {
     "settings": "the reader",
-    "monitor.metrics": "sets PROMETHEUS_MULTIPROC_DIR, which prometheus_client takes from nowhere else",
     "fleet.notify": "NOTIFY_SOCKET is between systemd and this process; no operator sets it",
     "fleet.posix": "takes systemd's variables away from children, who must not speak for the supervisor",
 }

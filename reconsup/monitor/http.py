@@ -9,7 +9,7 @@ import asyncio
 import errno
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from reconsup.fleet import limits
 from reconsup.fleet.posix import Scoreboard, Seat, WorkerState
 from reconsup.monitor import metrics, status, watch
 from reconsup.monitor.janitor import FAREWELL_SECONDS, Janitor
+from reconsup.monitor.page import CONTENT_TYPE, Page
 from reconsup.monitor.status import Fleet, Known
 from reconsup.payments.request import ETHEREUM, Network
 from reconsup.settings import Settings
@@ -127,15 +128,20 @@ def fleet_of(scoreboard: Scoreboard) -> Fleet:
         wanted=supervisor.wanted,
         reload=supervisor.reload,
         at=datetime.now(UTC),
+        restarts=scoreboard.unasked(),
+        deaths_overwritten=scoreboard.deaths_overwritten,
     )
 
 
 def application(read_fleet: Callable[[], Fleet], known: Known, metrics_directory: Path) -> web.Application:
     """The four pages. `read_fleet` reads the scoreboard as it is at that moment."""
+    page = Page(metrics_directory)
+    told: set[str] = set()
 
     async def metrics_page(_: web.Request) -> web.Response:
-        page = metrics.render(metrics_directory, status.readings(read_fleet(), known, time.monotonic()))
-        return web.Response(body=page, headers={"Content-Type": metrics.CONTENT_TYPE})
+        text = page.render(status.readings(read_fleet(), known, time.monotonic()))
+        _tell_damaged(page.damaged, told)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     async def health(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")  # whoever answers has a supervisor: without one this process is gone
@@ -157,6 +163,19 @@ def application(read_fleet: Callable[[], Fleet], known: Known, metrics_directory
         ]
     )
     return app
+
+
+def _tell_damaged(damaged: Mapping[str, str], told: set[str]) -> None:
+    """One line a file, and one more if it is mended and damaged again."""
+    for file in damaged.keys() - told:
+        log.warning(
+            "metrics_file_damaged",
+            file=file,
+            error=damaged[file],
+            todo="nothing: what it held stands still until the next process in that seat begins a new one",
+        )
+    told.clear()
+    told.update(damaged)
 
 
 async def serve(app: web.Application, host: str, port: int) -> None:

@@ -5,11 +5,11 @@ are too old count as not known: a number from before an outage looks like health
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from reconsup.fleet.scoreboard import CellView, Load
-from reconsup.fleet.slot import WorkerState
+from reconsup.fleet.slot import SPARE, Cause, WorkerState
 from reconsup.store.backlog import Backlog, Census, NetworkState
 
 
@@ -19,6 +19,7 @@ class Fleet:
 
     `at` is that moment by the wall clock (None: nobody looked at it), `wanted` how many workers there should be now,
     as far as the supervisor tells (None: it does not), `reload` what became of the last new settings.
+    `restarts` are of all seats that there ever were: a counter of one that was given up does not vanish.
     """
 
     pid: int
@@ -35,6 +36,9 @@ class Fleet:
     def ready(self) -> int:
         """How many workers are ready."""
         return sum(worker.state is WorkerState.READY for worker in self.workers)
+
+    restarts: Mapping[tuple[int, Cause], int] = field(default_factory=dict)
+    deaths_overwritten: int = 0
 
 
 @dataclass(slots=True)
@@ -155,10 +159,7 @@ def readings(fleet: Fleet, known: Known, now: float) -> Readings:
 def _fleet_readings(fleet: Fleet, now: float) -> Readings:
     states = [worker.state for worker in fleet.workers]
     restarts: dict[tuple[str, ...], float] = {
-        (str(worker.slot), str(cause)): count
-        for worker in fleet.workers
-        for cause, count in worker.causes.items()
-        if count
+        ("spare" if slot == SPARE else str(slot), str(cause)): count for (slot, cause), count in fleet.restarts.items()
     }
     memory: dict[tuple[str, ...], float] = {
         (str(worker.slot),): worker.memory_bytes for worker in fleet.workers if worker.memory_bytes is not None
@@ -174,6 +175,8 @@ def _fleet_readings(fleet: Fleet, now: float) -> Readings:
         "reconsup_worker_memory_bytes": memory,
         "reconsup_worker_beat_age_seconds": beats,
         "reconsup_worker_ready_seconds": {(): max(starts)} if starts else {},
+        "reconsup_deaths_overwritten_total": {(): fleet.deaths_overwritten},
+        "reconsup_supervisor_start_time_seconds": {(): round(fleet.started_at.timestamp(), 3)},
         "reconsup_build_info": {(fleet.version,): 1},
     }
 

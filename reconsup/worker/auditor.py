@@ -100,6 +100,7 @@ class Auditor:
         try:
             await self.step()
         except (ChainUnavailable, ChainInconsistent, StoreUnavailable, StoreRejected) as error:
+            metrics.AUDIT_FAILURES.inc(1, self._terms.network.name)
             return self._failed(error)
         if self._failures >= FAILURES_TOLD:
             self._log.info("balance_audit_back", failures=self._failures)

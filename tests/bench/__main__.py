@@ -28,6 +28,7 @@ PARTS = {
     "writes": "statements, WAL and row versions per processed request",
     "proof": "parse, decode and prove a block of 200 transactions and 500 logs",
     "takeover": "kill -9 of a worker that holds leases, 200 times",
+    "scrape": "a scrape of 1, 4, 64 and 512 busy seats beside the library's own collector; what a count costs",
     "rivals": "the queue libraries that Python users would take",
 }
 

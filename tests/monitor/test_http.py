@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import promtool
 from tests.support.postgres import Database as Fresh
 from tests.support.postgres import insert_request
 
@@ -161,6 +162,13 @@ def test_the_four_pages_a_killed_worker_and_a_clean_end(database: Fresh, tmp_pat
                 "ready": True,
             }.items()
         )
+        assert promtool.complaints(page) == []
+        (tmp_path / "metrics" / "counter_9.db").write_bytes(b"no such thing")
+        for _ in range(3):
+            page = fleet.get("/metrics")[1]
+            assert "reconsup_metrics_files_damaged 1.0" in page
+            assert "reconsup_requests_claimed_total 15.0" in page
+        assert [event["file"] for event in fleet.events("metrics_file_damaged")] == ["counter_9.db"]
         assert database.fetch("SELECT pid, slots FROM app.reconsup_hosts") == [(fleet.process.pid, 2)]
         assert fleet.terminate() == 0
     assert fleet.get("/healthz")[0] == 0

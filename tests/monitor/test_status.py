@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reconsup.fleet.scoreboard import CellView, Load
-from reconsup.fleet.slot import Cause, WorkerState
+from reconsup.fleet.slot import SPARE, Cause, WorkerState
 from reconsup.monitor import metrics, status
 from reconsup.monitor.status import Fleet, Known
 from reconsup.payments.request import Network
@@ -58,6 +58,8 @@ FLEET = Fleet(
     base="host",
     wanted=2,
     at=datetime(2026, 1, 2, 0, 1, tzinfo=UTC),
+    restarts={(1, Cause.SIGNAL): 2, (5, Cause.HANG): 1, (SPARE, Cause.CRASH): 3},
+    deaths_overwritten=4,
 )
 LOCAL = NetworkState(
     Network("ethereum", "local"),
@@ -209,11 +211,15 @@ def test_readings_are_lines_of_the_table_with_their_labels() -> None:
     found = status.readings(FLEET, known(), NOW)
     lines = {line.name: line for line in metrics.READ}
 
-    assert set(found) == set(lines)
+    assert set(found) == lines.keys() - {"reconsup_metrics_files_damaged"}  # which the page itself knows
     assert all(len(labels) == len(lines[name].labels) for name, values in found.items() for labels in values)
     assert found["reconsup_workers"]["ready",] == 1
     assert found["reconsup_workers"]["parked",] == 0
-    assert found["reconsup_worker_restarts_total"] == {("1", "signal"): 2}
+    # seat 5 is no longer one of the fleet's: counters do not vanish
+    restarts = {("1", "signal"): 2, ("5", "hang"): 1, ("spare", "crash"): 3}
+    assert found["reconsup_worker_restarts_total"] == restarts
+    assert found["reconsup_deaths_overwritten_total"] == {(): 4}
+    assert found["reconsup_supervisor_start_time_seconds"] == {(): FLEET.started_at.timestamp()}
     assert found["reconsup_worker_ready_seconds"] == {(): 0.5}
     assert found["reconsup_workers_wanted"] == {(): 2}
     assert found["reconsup_worker_memory_bytes"] == {("0",): 1 << 20}
