@@ -18,13 +18,14 @@ from aiohttp import web
 
 from reconsup import logs
 from reconsup.fleet.posix import Scoreboard, Seat, WorkerState
-from reconsup.monitor import metrics, status, watch
+from reconsup.monitor import janitor, metrics, status, watch
 from reconsup.monitor.janitor import FAREWELL_SECONDS, Janitor
 from reconsup.monitor.status import Fleet, Known
 from reconsup.payments.request import ETHEREUM, Network
 from reconsup.settings import Settings
 from reconsup.store.backlog import Host
 from reconsup.store.database import Database
+from reconsup.store.presence import Presence
 
 IDENTIFIER = "monitor"
 RETRY_PORT_SECONDS = 5.0
@@ -51,16 +52,27 @@ async def _run(seat: Seat, settings: Settings) -> None:
     )
     bell, stopping = asyncio.Event(), asyncio.Event()
     _hear(seat, bell, stopping)
+    name = f"reconsup/{seat.incarnation}"
     async with (
+        Presence(settings.database_url, application_name=name) as presence,
         # two, so that a death never waits for a count of rows
-        _database(seat, settings, settings.lease_seconds) as for_janitor,
-        _database(seat, settings, watch.WAIT_SECONDS) as for_watch,
+        Database(
+            settings.database_url,
+            application_name=name,
+            lease_seconds=min(settings.lease_seconds, janitor.WAIT_SECONDS),
+            presence=presence,
+            retries_max=0,
+        ) as for_janitor,
+        Database(
+            settings.database_url, application_name=name, lease_seconds=watch.WAIT_SECONDS, presence=presence
+        ) as for_watch,
         asyncio.TaskGroup() as tasks,
     ):
-        janitor = Janitor(seat, for_janitor, networks)
+        presence.on_return.append(bell.set)
+        keeper = Janitor(seat, for_janitor, networks)
         seconds = watch.poll_seconds(settings.poll_interval_seconds)
         look = watch.Watch(for_watch, networks, host_of(seat.scoreboard), known, seconds=seconds)
-        loops = [tasks.create_task(janitor.run(bell)), tasks.create_task(look.run())]
+        loops = [tasks.create_task(keeper.run(bell)), tasks.create_task(look.run())]
         if settings.metrics_address is not None:
             app = application(lambda: fleet_of(seat.scoreboard), known, seat.metrics_directory)
             loops.append(tasks.create_task(serve(app, *settings.metrics_address)))
@@ -71,13 +83,8 @@ async def _run(seat: Seat, settings: Settings) -> None:
             loop.cancel()
         _, unfinished = await asyncio.wait(loops, timeout=GOODBYE_SECONDS)
         if not unfinished:  # else the database hangs: there is nothing to be had from it
-            await janitor.farewell()
+            await keeper.farewell()
     log.info("monitor_stopped")
-
-
-def _database(seat: Seat, settings: Settings, lease_seconds: float) -> Database:
-    name = f"reconsup/{seat.incarnation}"
-    return Database(settings.database_url, application_name=name, lease_seconds=lease_seconds)
 
 
 def host_of(scoreboard: Scoreboard) -> Host:

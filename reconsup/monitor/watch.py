@@ -9,13 +9,14 @@ soon: readiness must come back with it.
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from reconsup import logs, redact
 from reconsup.monitor.status import Known
 from reconsup.payments.request import Network
 from reconsup.store import backlog
 from reconsup.store.database import Database
-from reconsup.store.errors import SchemaBehind, StoreUnavailable
+from reconsup.store.errors import StoreUnavailable
 
 POLL_SECONDS_MAX = 5.0
 RETRY_SECONDS = 1.0
@@ -57,14 +58,19 @@ class Watch:
         """Ask until cancelled."""
         while True:
             pause = await self.look()
-            await asyncio.sleep(pause)
+            if self._database.is_away:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY_SECONDS):
+                        await self._database.returned()
+            else:
+                await asyncio.sleep(pause)
 
     async def look(self) -> float:
         """Ask once; after how many seconds to ask again."""
         try:
             reading = await backlog.read(self._database, self._networks)
             rival = await backlog.announce(self._database, self._host, fresh_seconds=self._known.fresh_seconds)
-        except (StoreUnavailable, SchemaBehind) as error:
+        except StoreUnavailable as error:
             self._fail(error)
             return min(RETRY_SECONDS, self._seconds)
         self._succeed(reading, rival)
@@ -96,7 +102,7 @@ class Watch:
         started_at = time.monotonic()
         try:
             self._known.census = await backlog.census(self._database, self._networks)
-        except (StoreUnavailable, SchemaBehind) as error:
+        except StoreUnavailable as error:
             # the table is too large for the time it may take, or the database just went: not soon again
             self._census_failures += 1
             pause = CENSUS_SHARE * backlog.CENSUS_SECONDS_MAX * 2.0 ** min(self._census_failures - 1, 10)

@@ -27,16 +27,17 @@ from reconsup.store import leases
 from reconsup.store.database import Database
 from reconsup.store.errors import SchemaBehind, StoreRejected, StoreUnavailable
 from reconsup.store.persist import Against
+from reconsup.store.presence import Presence
 from reconsup.worker.auditor import Auditor, Terms
 from reconsup.worker.pause import Pauses
-from reconsup.worker.reconciler import PROBE_SECONDS, Duty, Reconciler
+from reconsup.worker.reconciler import Duty, Reconciler
 from reconsup.worker.scanner import Scanner, Watch
 from reconsup.worker.spans import Reading, SpanReader
 
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 69
 BATCHES_IN_HAND = 2  # while PostgreSQL works on one, decisions are made on the other
-DATABASE_PATIENCE_SECONDS = 30.0  # well below the supervisor's boot deadline
+DATABASE_PATIENCE_SECONDS = 30.0  # and no more than half of the time to boot
 
 
 def run(seat: Seat, settings: Settings) -> int:
@@ -61,6 +62,7 @@ class _Worker:
         self._settings = settings
         self._cell = seat.cell
         self._pauses = Pauses()
+        self._presence = Presence(settings.database_url, application_name=f"reconsup/{seat.incarnation}")
         self._log = structlog.get_logger()
         self._networks = [Network(ETHEREUM, name) for name in settings.networks]
         self._nodes: dict[Network, Nodes] = {}
@@ -72,7 +74,7 @@ class _Worker:
         self._listen()
         code = EXIT_OK
         try:
-            async with AsyncExitStack() as stack:
+            async with self._presence, AsyncExitStack() as stack:
                 databases = [await stack.enter_async_context(self._database()) for _ in range(BATCHES_IN_HAND)]
                 if await self._wait_for_database(databases[0]):
                     await self._work(stack, databases)
@@ -116,6 +118,7 @@ class _Worker:
             self._settings.database_url,
             application_name=f"reconsup/{self._seat.incarnation}",
             lease_seconds=self._settings.lease_seconds,
+            presence=self._presence,
         )
 
     async def _wait_for_database(self, database: Database) -> bool:
@@ -124,7 +127,7 @@ class _Worker:
         Raises StoreUnavailable after a while: to leave and come again costs no restart, to miss the boot deadline does.
         """
         pause = self._pauses.pause()
-        gives_up_at = time.monotonic() + DATABASE_PATIENCE_SECONDS
+        gives_up_at = time.monotonic() + min(DATABASE_PATIENCE_SECONDS, self._settings.boot_seconds / 2)
         is_told = False
         while not pause.is_stopping:
             self._cell.beat(time.monotonic())
@@ -136,7 +139,7 @@ class _Worker:
                 is_told = True
                 if time.monotonic() > gives_up_at:
                     raise
-                await pause.for_seconds(PROBE_SECONDS)
+                await pause.for_database(database)
             else:
                 self._cell.set_state(WorkerState.READY)
                 return True

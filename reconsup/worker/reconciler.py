@@ -19,7 +19,7 @@ from reconsup.payments.decision import Decision, Policy, decide
 from reconsup.payments.request import Network, RowError, Status
 from reconsup.store import admission, leases, persist, refusals, view
 from reconsup.store.database import Database
-from reconsup.store.errors import StoreRefused, StoreRejected, StoreUnavailable
+from reconsup.store.errors import SchemaBehind, StoreRefused, StoreRejected, StoreUnavailable
 from reconsup.store.leases import Batch, Claim
 from reconsup.store.persist import Persisted
 from reconsup.worker import journal
@@ -27,7 +27,6 @@ from reconsup.worker.journal import Outcomes
 from reconsup.worker.pause import Pause
 from reconsup.worker.troubles import Refused
 
-PROBE_SECONDS = 1.0
 SUSPECTS_EVERY_CYCLES = 10  # while there are others to be looked at
 SUSPECTS_IN_A_ROW = 10  # while there are none
 
@@ -90,16 +89,28 @@ class Reconciler:
                 has_more = await self.look_around()
             except (StoreUnavailable, StoreRejected) as error:
                 if not is_away:
-                    is_there = isinstance(error, StoreRejected | StoreRefused)
-                    self._log.error("database_refuses" if is_there else "database_away", error=str(error))
+                    self._tell_away(error)
                 is_away = True
-                await self._pause.for_seconds(PROBE_SECONDS)
+                await self._pause.for_database(self._databases[0])
                 continue
             if is_away:
                 self._log.info("database_back")
                 is_away = False
             if not has_more:
                 await self._pause.for_seconds(self._duty.poll_interval_seconds)
+
+    def _tell_away(self, error: StoreUnavailable | StoreRejected) -> None:
+        """For the whole process: the other loops wait for the same database."""
+        if isinstance(error, SchemaBehind):
+            self._log.error(
+                "schema_behind",
+                error=str(error),
+                todo="run `reconsup migrate`, or the reconsup that this schema was made for; until then nothing is "
+                "done here, then it goes on by itself",
+            )
+            return
+        is_there = isinstance(error, StoreRejected | StoreRefused)
+        self._log.error("database_refuses" if is_there else "database_away", error=str(error))
 
     async def look_around(self) -> bool:
         """One cycle over every network; whether there is likely more to do at once.
