@@ -234,8 +234,10 @@ class Database:
         """Let the others of this process know what concerns them too."""
         if self._presence is None or not isinstance(meaning, StoreUnavailable):
             return
-        if connection.closed or isinstance(meaning, SchemaBehind):
+        if isinstance(meaning, SchemaBehind):
             self._presence.lost(meaning)
+        elif connection.closed:
+            self._presence.broke(meaning)
 
     async def _roll_back(self, connection: Connection) -> None:
         try:

@@ -117,6 +117,8 @@ class Presence:
         self._is_there.set()
         self._doubts: set[_Doubt] = set()
         self._asking: asyncio.Task[None] | None = None
+        self._has_broken = asyncio.Event()
+        self._hurried_at = float("-inf")
         self._next_at = 0.0
         self._heard_at = float("-inf")
 
@@ -142,10 +144,17 @@ class Presence:
             raise type(self.problem)(*self.problem.args)
 
     def lost(self, problem: StoreUnavailable) -> None:
-        """A connection was not had, or broke, or the schema is not ours: from now on one asks for all."""
+        """No connection was to be had, or the schema is not ours: from now on one asks for all."""
         self.problem = problem
         self._is_there.clear()
         self._ask()
+
+    def broke(self, problem: StoreUnavailable) -> None:
+        """A connection broke, perhaps only that one: the same, but at once, unless this happens again and again."""
+        self.lost(problem)
+        if time.monotonic() >= self._hurried_at + ASK_SECONDS:
+            self._hurried_at = time.monotonic()
+            self._has_broken.set()
 
     @contextmanager
     def expecting(self, line: Line | None, cut: Callable[[], None], *, seconds_max: float) -> Iterator[None]:
@@ -200,11 +209,16 @@ class Presence:
                     line = None
                     continue
                 if self._is_needed:
-                    seconds = ASK_SECONDS if is_sure else LOOK_AGAIN_SECONDS
-                    await asyncio.sleep(max(0.0, looked_at + seconds - time.monotonic()))
+                    await self._rest_until(looked_at + (ASK_SECONDS if is_sure else LOOK_AGAIN_SECONDS))
         finally:
             if line is not None:
                 await _close(line)
+
+    async def _rest_until(self, moment: float) -> None:
+        self._has_broken.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, moment - time.monotonic())):
+                await self._has_broken.wait()
 
     async def _new_line(self) -> Line | None:
         """A connection; None when nobody needs one any more. A new attempt each second, beside those that hang."""

@@ -12,7 +12,7 @@ from reconsup import logs
 from reconsup.fleet.posix import Seat
 from reconsup.settings import Settings
 from reconsup.store.database import Database
-from reconsup.store.errors import StoreUnavailable
+from reconsup.store.errors import StoreRefused, StoreUnavailable
 from reconsup.store.presence import Presence
 from reconsup.store.revision import SchemaState, fetch_state
 
@@ -20,6 +20,7 @@ EXIT_OK = 0
 EXIT_UNAVAILABLE = 69
 RETRY_SECONDS = 0.5
 HINT_SECONDS = 5.0  # of silence; who waits wants to know for what
+FULL = ("too many", "connection slots")
 
 log = logs.get_logger()
 
@@ -37,6 +38,8 @@ class _Probe:
         self._name = f"reconsup/{seat.incarnation}"
         self._settings = settings
         self._words = ""
+        self._what = "did not answer"
+        self._advice = "start it, or correct DATABASE_URL"
 
     async def run(self) -> int:
         deadline = time.monotonic() + self._settings.start_seconds
@@ -50,8 +53,7 @@ class _Probe:
             log.error(
                 "database_still_away",
                 error=self._words,
-                todo=f"the database did not answer within {self._settings.start_seconds:g} s: start it, or "
-                "correct DATABASE_URL",
+                todo=f"the database {self._what} within {self._settings.start_seconds:g} s: {self._advice}",
             )
             return EXIT_UNAVAILABLE  # and what hangs is left as it is: to end it nicely would take its time
         state = asking.result()
@@ -71,10 +73,21 @@ class _Probe:
                 try:
                     return await fetch_state(database)
                 except StoreUnavailable as error:
+                    self._explain(error)
                     self._tell(str(error), is_news=str(error) != self._words)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(RETRY_SECONDS):
                         await database.returned()
+
+    def _explain(self, error: StoreUnavailable) -> None:
+        words = str(error)
+        self._what, self._advice = "did not answer", "start it, or correct DATABASE_URL"
+        if isinstance(error, StoreRefused):
+            self._what, self._advice = "did not let us in", "correct DATABASE_URL, or the role's rights"
+        elif any(each in words for each in FULL):
+            self._what, self._advice = "had no connection left", "end others, or raise max_connections (or its limit)"
+        elif "the database system" in words:  # is starting up, is shutting down, does not accept connections
+            self._what, self._advice = "was not ready", "look into its log, or start again when it is ready"
 
     def _tell(self, words: str, *, is_news: bool) -> None:
         if is_news:
