@@ -110,6 +110,7 @@ class Presence:
         self.problem: StoreUnavailable | None = None
         self.generation = 0
         self.attempts = 0
+        self.on_loss: list[Callable[[StoreUnavailable], None]] = []  # once each time
         self.on_return: list[Callable[[], None]] = []
         self._url = url
         self._application_name = application_name
@@ -145,8 +146,7 @@ class Presence:
 
     def lost(self, problem: StoreUnavailable) -> None:
         """No connection was to be had, or the schema is not ours: from now on one asks for all."""
-        self.problem = problem
-        self._is_there.clear()
+        self._set(problem)
         self._ask()
 
     def broke(self, problem: StoreUnavailable) -> None:
@@ -246,8 +246,14 @@ class Presence:
     def _fail(self, problem: StoreUnavailable) -> None:
         """A new attempt failed: that is news even where statements still wait for their answers."""
         if not isinstance(self.problem, SchemaBehind):
-            self.problem = problem
-            self._is_there.clear()
+            self._set(problem)
+
+    def _set(self, problem: StoreUnavailable) -> None:
+        was, self.problem = self.problem, problem
+        self._is_there.clear()
+        if was is None or (isinstance(problem, SchemaBehind) and not isinstance(was, SchemaBehind)):
+            for told in self.on_loss:
+                told(problem)
 
     async def _attempt(self) -> Line:
         self.attempts += 1

@@ -69,6 +69,7 @@ class _Worker:
 
     async def run(self) -> int:
         """The whole life of the worker."""
+        self._presence.on_loss.append(self._tell_loss)
         networks = [network.name for network in self._networks]
         self._log.info("worker_started", slot=self._seat.slot, lease_owner=self._seat.owner, networks=networks)
         self._listen()
@@ -112,6 +113,16 @@ class _Worker:
         asyncio.get_running_loop().remove_reader(self._seat.lifeline_fd)
         self._seat.end_within(self._settings.drain_seconds)
         self._drain("supervisor_died")
+
+    def _tell_loss(self, problem: StoreUnavailable) -> None:
+        """Whichever loop has met it: a schema that is not ours is one alarm."""
+        if isinstance(problem, SchemaBehind):
+            self._log.error(
+                "schema_behind",
+                error=str(problem),
+                todo="run `reconsup migrate`, or the reconsup that this schema was made for; until then nothing is "
+                "done here, then it goes on by itself",
+            )
 
     def _database(self) -> Database:
         return Database(

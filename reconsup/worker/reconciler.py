@@ -88,8 +88,9 @@ class Reconciler:
             try:
                 has_more = await self.look_around()
             except (StoreUnavailable, StoreRejected) as error:
-                if not is_away:
-                    self._tell_away(error)
+                if not is_away and not isinstance(error, SchemaBehind):  # of which the whole process tells
+                    is_there = isinstance(error, StoreRejected | StoreRefused)
+                    self._log.error("database_refuses" if is_there else "database_away", error=str(error))
                 is_away = True
                 await self._pause.for_database(self._databases[0])
                 continue
@@ -98,19 +99,6 @@ class Reconciler:
                 is_away = False
             if not has_more:
                 await self._pause.for_seconds(self._duty.poll_interval_seconds)
-
-    def _tell_away(self, error: StoreUnavailable | StoreRejected) -> None:
-        """For the whole process: the other loops wait for the same database."""
-        if isinstance(error, SchemaBehind):
-            self._log.error(
-                "schema_behind",
-                error=str(error),
-                todo="run `reconsup migrate`, or the reconsup that this schema was made for; until then nothing is "
-                "done here, then it goes on by itself",
-            )
-            return
-        is_there = isinstance(error, StoreRejected | StoreRefused)
-        self._log.error("database_refuses" if is_there else "database_away", error=str(error))
 
     async def look_around(self) -> bool:
         """One cycle over every network; whether there is likely more to do at once.
