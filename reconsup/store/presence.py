@@ -103,13 +103,12 @@ class Presence:
     """Shared by all `Database`s of a process; close it after them. `problem`: None while nothing is known to be wrong.
 
     `generation` is raised when connections that are open may be dead without a word: those that were made before are
-    made again before they are used. `attempts`: connections tried by the one who asks.
+    made again before they are used.
     """
 
     def __init__(self, url: str, *, application_name: str) -> None:
         self.problem: StoreUnavailable | None = None
         self.generation = 0
-        self.attempts = 0
         self.on_loss: list[Callable[[StoreUnavailable], None]] = []  # once each time
         self.on_return: list[Callable[[], None]] = []
         self._url = url
@@ -256,7 +255,6 @@ class Presence:
                 told(problem)
 
     async def _attempt(self) -> Line:
-        self.attempts += 1
         async with asyncio.timeout(CONNECT_SECONDS):
             return await Line.connect(
                 self._url,

@@ -7,7 +7,7 @@ the dead are replaced and buried, and two seconds after its return everybody is 
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -17,7 +17,7 @@ from reconsup.demo.anvil import Anvil
 from reconsup.store import migrate
 from tests.support import outages
 from tests.support.load import kill
-from tests.support.outages import WAYS, Scene, frozen, recovery, silent, stopped
+from tests.support.outages import WAYS, Scene, Way, frozen, recovery, silent, stopped
 from tests.support.phoenix import phoenix
 from tests.support.program import Program, wait_for
 from tests.support.silent_road import road_to
@@ -74,7 +74,7 @@ def test_it_is_away_for_a_while_and_everybody_is_at_work_again_in_two_seconds(sc
 
 @pytest.mark.long
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_two_seconds_after_its_return_everybody_is_at_work(scene: Scene, way: Callable[..., Any]) -> None:
+def test_two_seconds_after_its_return_everybody_is_at_work(scene: Scene, way: Way) -> None:
     """Ten times, whatever the way."""
     before = left(scene)
     found = [recovery(scene, way, 2.0 + number / 3) for number in range(10)]
@@ -86,7 +86,7 @@ def test_two_seconds_after_its_return_everybody_is_at_work(scene: Scene, way: Ca
 
 @pytest.mark.long
 @pytest.mark.parametrize("way", [stopped, silent, frozen], ids=lambda way: way.__name__)
-def test_no_worker_is_restarted_in_a_long_outage(scene: Scene, way: Callable[..., Any]) -> None:
+def test_no_worker_is_restarted_in_a_long_outage(scene: Scene, way: Way) -> None:
     """Longer than any time-out of a statement, which is two thirds of a lease."""
     before = left(scene)
     ready, looked = recovery(scene, way, 45.0)
@@ -96,7 +96,7 @@ def test_no_worker_is_restarted_in_a_long_outage(scene: Scene, way: Callable[...
 
 
 def test_while_it_is_frozen_the_pages_answer_the_dead_are_replaced_and_then_buried(scene: Scene) -> None:
-    """Nothing in supervision or in the monitor waits for the database. Seen to fail when a page asks it."""
+    """Nothing in supervision or in the monitor waits for the database."""
     program = scene.program
     with scene.phoenix.database.connect() as connection:
         owner = wait_for("somebody scans", lambda: _holder(connection))

@@ -46,7 +46,7 @@ class Dying(Freezing):
 
 def new_seat() -> Seat:
     """A supervisor's scoreboard, which outlives each janitor."""
-    scoreboard = Scoreboard("host", 4)
+    scoreboard = Scoreboard("host")
     scoreboard.open(pid=os.getpid(), boot_id="0" * 16, started_at=time.time(), version="1", slots=2)
     lifeline, _ = os.pipe()
     return Seat(MONITOR, "host", "0" * 16, scoreboard, Bell(), lifeline, Path(tempfile.gettempdir()))
@@ -75,6 +75,7 @@ def die_at(seat: Seat, url: str, statement: int, *, at_the_note: bool) -> bool:
     child = os.fork()
     if child == 0:
         if at_the_note:
+            # it dies there, with everything committed
             seat.scoreboard.acknowledge = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
         bury(seat, Dying(url, name="reconsup/mortal", lease_seconds=3, at=statement))
         os._exit(0)

@@ -9,7 +9,7 @@ import signal
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,14 +90,14 @@ def cut(scene: Scene) -> Iterator[None]:
     )
 
 
-Way = Callable[[Scene], "contextmanager[None]"]
+Way = Callable[[Scene], AbstractContextManager[None]]
 WAYS = (stopped, crashed, frozen, silent, forgotten, cut)
 
 
-def recovery(scene: Scene, way: Callable[..., object], seconds: float = AWAY_SECONDS) -> tuple[float, float]:
+def recovery(scene: Scene, way: Way, seconds: float = AWAY_SECONDS) -> tuple[float, float]:
     """Let the database be away for so long; after its return, seconds until /readyz is 200, and until a due request
     was looked at."""
-    with way(scene):  # type: ignore[attr-defined]
+    with way(scene):
         time.sleep(seconds)
     returned_at = time.monotonic()
     with scene.phoenix.database.connect() as connection:
