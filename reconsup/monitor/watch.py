@@ -62,7 +62,7 @@ class Watch:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(RETRY_SECONDS):
                         await self._database.returned()
-            else:
+            elif not self._database.was_cut:
                 await asyncio.sleep(pause)
 
     async def look(self) -> float:

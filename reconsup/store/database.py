@@ -68,6 +68,7 @@ class Database:
         self._url = url
         self._presence = presence
         self._retries_max = retries_max
+        self.was_cut = False  # what failed last was a dead connection to a database that is there: try again at once
         self._application_name = application_name
         self._wait_seconds = lease_seconds / 3
         wait_ms = int(self._wait_seconds * 1000)
@@ -189,6 +190,7 @@ class Database:
                 self._presence.lost(problem)
             raise problem from error
         self._connection.generation = generation
+        self.was_cut = False
         adapters.register(self._connection)
         return self._connection
 
@@ -232,7 +234,8 @@ class Database:
 
     def _tell(self, meaning: Exception, connection: Connection) -> None:
         """Let the others of this process know what concerns them too."""
-        if self._presence is None or not isinstance(meaning, StoreUnavailable):
+        self.was_cut = connection.is_cut
+        if self._presence is None or not isinstance(meaning, StoreUnavailable) or self.was_cut:
             return
         if isinstance(meaning, SchemaBehind):
             self._presence.lost(meaning)

@@ -56,10 +56,11 @@ WHERE pid = %(pid)s AND application_name = %(application)s AND datname = current
 
 
 class Line(psycopg.AsyncConnection[Any]):
-    """A connection that counts what was sent over it. `generation`: see `Presence.generation`."""
+    """A connection that counts what was sent over it. `generation`: see `Presence.generation`. `is_cut`: by `cut`."""
 
     sent = 0
     generation = 0
+    is_cut = False
 
     async def execute(self, *arguments: Any, **options: Any) -> psycopg.AsyncCursor[Any]:
         """As psycopg's."""
@@ -68,6 +69,7 @@ class Line(psycopg.AsyncConnection[Any]):
 
     def cut(self) -> None:
         """End it as if the other side had hung up: whoever waits for an answer hears of it at once."""
+        self.is_cut = True
         with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self.fileno())) as same:
             same.shutdown(socket.SHUT_RDWR)
 

@@ -63,6 +63,8 @@ class Pause:
 
         A second, more or less, also where nothing is known to be wrong with it: what failed may fail again.
         """
+        if not database.is_away and database.was_cut:
+            return
         if not database.is_away:
             await self.whole(AWAY_SECONDS * (0.75 + random.random() / 2))  # noqa: S311 - jitter
             return
