@@ -246,11 +246,13 @@ class Presence:
 
     def _fail(self, problem: StoreUnavailable) -> None:
         """A new attempt failed: that is news even where statements still wait for their answers."""
-        if not isinstance(self.problem, SchemaBehind):
-            self._set(problem)
+        self._set(problem)
 
     def _set(self, problem: StoreUnavailable) -> None:
-        was, self.problem = self.problem, problem
+        was = self.problem
+        if isinstance(was, SchemaBehind) and not isinstance(problem, SchemaBehind):
+            return  # should it be away too: the schema must be looked at before it counts as there
+        self.problem = problem
         self._is_there.clear()
         if was is None or (isinstance(problem, SchemaBehind) and not isinstance(was, SchemaBehind)):
             for told in self.on_loss:
