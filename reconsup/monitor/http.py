@@ -16,7 +16,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from reconsup import logs
+from reconsup import logs, pulse
+from reconsup.fleet import limits
 from reconsup.fleet.posix import Scoreboard, Seat, WorkerState
 from reconsup.monitor import janitor, metrics, status, watch
 from reconsup.monitor.janitor import FAREWELL_SECONDS, Janitor
@@ -37,6 +38,7 @@ log = logs.get_logger()
 
 def run(seat: Seat, settings: Settings) -> int:
     """The body of the monitor process; its exit code. Only a bug ends it before the supervisor says so."""
+    limits.apply(oom_raise=limits.MONITOR_OOM_RAISE)
     logs.configure(settings.log_format, worker_id=seat.worker_id)
     metrics.open(seat.metrics_directory, IDENTIFIER)
     asyncio.run(_run(seat, settings))
@@ -52,8 +54,10 @@ async def _run(seat: Seat, settings: Settings) -> None:
     )
     bell, stopping = asyncio.Event(), asyncio.Event()
     _hear(seat, bell, stopping)
+    heart = pulse.Heart(seat.cell, settings.watchdog_seconds)
     name = f"reconsup/{seat.incarnation}"
     async with (
+        heart.ticking(),
         Presence(settings.database_url, application_name=name) as presence,
         # two, so that a death never waits for a count of rows
         Database(
@@ -62,9 +66,14 @@ async def _run(seat: Seat, settings: Settings) -> None:
             lease_seconds=min(settings.lease_seconds, janitor.WAIT_SECONDS),
             presence=presence,
             retries_max=0,
+            on_wait=pulse.waits,
         ) as for_janitor,
         Database(
-            settings.database_url, application_name=name, lease_seconds=watch.WAIT_SECONDS, presence=presence
+            settings.database_url,
+            application_name=name,
+            lease_seconds=watch.WAIT_SECONDS,
+            presence=presence,
+            on_wait=pulse.waits,
         ) as for_watch,
         asyncio.TaskGroup() as tasks,
     ):
@@ -72,7 +81,10 @@ async def _run(seat: Seat, settings: Settings) -> None:
         keeper = Janitor(seat, for_janitor, networks)
         seconds = watch.poll_seconds(settings.poll_interval_seconds)
         look = watch.Watch(for_watch, networks, host_of(seat.scoreboard), known, seconds=seconds)
-        loops = [tasks.create_task(keeper.run(bell)), tasks.create_task(look.run())]
+        loops = [
+            tasks.create_task(heart.watched("janitor", keeper.run(bell))),
+            tasks.create_task(heart.watched("watch", look.run())),
+        ]
         if settings.metrics_address is not None:
             app = application(lambda: fleet_of(seat.scoreboard), known, seat.metrics_directory)
             loops.append(tasks.create_task(serve(app, *settings.metrics_address)))
@@ -83,7 +95,7 @@ async def _run(seat: Seat, settings: Settings) -> None:
             loop.cancel()
         _, unfinished = await asyncio.wait(loops, timeout=GOODBYE_SECONDS)
         if not unfinished:  # else the database hangs: there is nothing to be had from it
-            await keeper.farewell()
+            await heart.watched("farewell", keeper.farewell())
     log.info("monitor_stopped")
 
 

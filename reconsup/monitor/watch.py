@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from reconsup import logs, redact
+from reconsup import logs, pulse, redact
 from reconsup.monitor.status import Known
 from reconsup.payments.request import Network
 from reconsup.store import backlog
@@ -57,7 +57,9 @@ class Watch:
     async def run(self) -> None:
         """Ask until cancelled."""
         while True:
+            pulse.alive()
             pause = await self.look()
+            pulse.rests(max(pause, RETRY_SECONDS))
             if self._database.is_away:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(RETRY_SECONDS):

@@ -35,12 +35,16 @@ from reconsup.store.presence import CONNECT_SECONDS, Line, Presence, first_line,
 RETRIES_MAX = 5
 RETRY_SECONDS = 0.02
 CUT_SECONDS = 0.1  # where a Presence is, and nothing was heard for so long, it cuts first
+CANCEL_SECONDS = 10  # psycopg's own bounds while it takes back what was sent
 
 # Rows are named tuples: to be unpacked in the order of the statement, or read by column name. They are untyped
 # and end at this room's doors.
 Row = Any
 Connection = Line
 T = TypeVar("T")
+
+# Called when a wait begins, with the seconds it lasts at most, and with 0 when it, or a statement in it, has ended.
+OnWait = Callable[[float], None]
 
 _RETRIED = (errors.DeadlockDetected, errors.LockNotAvailable, errors.ForeignKeyViolation)
 
@@ -64,10 +68,12 @@ class Database:
         lease_seconds: float,
         presence: Presence | None = None,
         retries_max: int = RETRIES_MAX,
+        on_wait: OnWait = lambda _: None,
     ) -> None:
         self._url = url
         self._presence = presence
         self._retries_max = retries_max
+        self._on_wait = on_wait
         self.was_cut = False  # what failed last was a dead connection to a database that is there: try again at once
         self._application_name = application_name
         self._wait_seconds = lease_seconds / 3
@@ -154,6 +160,7 @@ class Database:
         """Run `work` on a live connection within the client's bound; translate what goes wrong."""
         connection = await self._connected()
         seconds_max = self._wait_seconds * 2
+        self._on_wait(seconds_max + CUT_SECONDS + CANCEL_SECONDS)
         try:
             # The server's time-outs come first; this one is for a server that does not answer at all.
             with self._expecting(connection, connection.cut, seconds_max):
@@ -174,6 +181,8 @@ class Database:
             # The work's own refusal: the transaction must not stay open behind us.
             await self._roll_back(connection)
             raise
+        finally:
+            self._on_wait(0)
 
     async def _connected(self) -> Connection:
         if self._connection is not None and not self._connection.closed and not self._is_stale(self._connection):
@@ -182,6 +191,7 @@ class Database:
         if self._presence is not None:
             self._presence.check()
         generation = 0 if self._presence is None else self._presence.generation
+        self._on_wait(2 * (CONNECT_SECONDS + 1))  # one that hangs, and another
         try:
             self._connection = await self._connect()
         except (psycopg.Error, TimeoutError, OSError) as error:
@@ -245,6 +255,7 @@ class Database:
     async def _roll_back(self, connection: Connection) -> None:
         try:
             if connection.info.transaction_status != TransactionStatus.IDLE:
+                self._on_wait(self._wait_seconds + CUT_SECONDS + CANCEL_SECONDS)
                 with self._expecting(connection, connection.cut, self._wait_seconds):
                     async with asyncio.timeout(self._wait_seconds + CUT_SECONDS):
                         await connection.execute("ROLLBACK")
@@ -255,7 +266,9 @@ class Database:
         self, connection: Connection, sql: LiteralString, parameters: dict[str, Any] | None
     ) -> psycopg.AsyncCursor[Row]:
         self.statements += 1
-        return await connection.execute(sql, parameters)
+        cursor = await connection.execute(sql, parameters)
+        self._on_wait(0)
+        return cursor
 
 
 class Transaction:
@@ -310,6 +323,8 @@ class Transaction:
 def _translated(error: psycopg.Error | TimeoutError) -> Exception:
     """What an error in a statement of ours means; one that we know no reason for is our own mistake, and stays."""
     text = first_line(error)
+    if "out of memory" in text and isinstance(error, psycopg.Error) and error.sqlstate is None:
+        return MemoryError(text)  # libpq's own, in this process; the server's has a code
     if isinstance(error, psycopg.DataError | psycopg.IntegrityError) or _is_raised(error):
         return StoreRejected(text)
     if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName):

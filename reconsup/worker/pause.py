@@ -7,6 +7,7 @@ import asyncio
 import random
 from contextlib import suppress
 
+from reconsup import pulse
 from reconsup.store.database import Database
 
 AWAY_SECONDS = 1.0
@@ -54,9 +55,11 @@ class Pause:
 
     async def whole(self, seconds: float) -> None:
         """Wait so long whoever rings (an endpoint asked for it), or until the drain begins."""
+        pulse.rests(seconds)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
+        pulse.alive()
 
     async def for_database(self, database: Database) -> None:
         """Wait, after it failed, until it is back or the drain begins: a second at most, to show life and look again.
@@ -68,19 +71,24 @@ class Pause:
         if not database.is_away:
             await self.whole(AWAY_SECONDS * (0.75 + random.random() / 2))  # noqa: S311 - jitter
             return
+        pulse.rests(AWAY_SECONDS)
         waiting = [asyncio.ensure_future(self._stopping.wait()), asyncio.ensure_future(database.returned())]
         try:
             await asyncio.wait(waiting, timeout=AWAY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for each in waiting:
                 each.cancel()
+            pulse.alive()
 
     async def for_seconds(self, seconds: float) -> None:
         """Wait so long, or until rung."""
         if not self.is_stopping:
+            pulse.rests(seconds)
             try:
                 async with asyncio.timeout(seconds):
                     await self._rung.wait()
             except TimeoutError:
                 return
+            finally:
+                pulse.alive()
         self._rung.clear()
