@@ -19,7 +19,7 @@ from aiohttp import web
 from reconsup import logs, pulse
 from reconsup.fleet import limits
 from reconsup.fleet.posix import Scoreboard, Seat, WorkerState
-from reconsup.monitor import metrics, status, watch
+from reconsup.monitor import janitor, metrics, status, watch
 from reconsup.monitor.janitor import FAREWELL_SECONDS, Janitor
 from reconsup.monitor.page import CONTENT_TYPE, Page
 from reconsup.monitor.status import Fleet, Known
@@ -27,6 +27,7 @@ from reconsup.payments.request import ETHEREUM, Network
 from reconsup.settings import Settings
 from reconsup.store.backlog import Host
 from reconsup.store.database import Database
+from reconsup.store.presence import Presence
 
 IDENTIFIER = "monitor"
 RETRY_PORT_SECONDS = 5.0
@@ -56,14 +57,30 @@ async def _run(seat: Seat, settings: Settings) -> None:
     bell, stopping = asyncio.Event(), asyncio.Event()
     _hear(seat, bell, stopping)
     heart = pulse.Heart(seat.cell, settings.watchdog_seconds)
+    name = f"reconsup/{seat.incarnation}"
     async with (
         heart.ticking(),
+        Presence(settings.database_url, application_name=name) as presence,
         # two, so that a death never waits for a count of rows
-        _database(seat, settings, settings.lease_seconds) as for_janitor,
-        _database(seat, settings, watch.WAIT_SECONDS) as for_watch,
+        Database(
+            settings.database_url,
+            application_name=name,
+            lease_seconds=min(settings.lease_seconds, janitor.WAIT_SECONDS),
+            presence=presence,
+            retries_max=0,
+            on_wait=pulse.waits,
+        ) as for_janitor,
+        Database(
+            settings.database_url,
+            application_name=name,
+            lease_seconds=watch.WAIT_SECONDS,
+            presence=presence,
+            on_wait=pulse.waits,
+        ) as for_watch,
         asyncio.TaskGroup() as tasks,
     ):
-        janitor = Janitor(seat, for_janitor, networks)
+        presence.on_return.append(bell.set)
+        keeper = Janitor(seat, for_janitor, networks)
         seconds = watch.poll_seconds(settings.poll_interval_seconds)
         look = watch.Watch(
             for_watch,
@@ -75,7 +92,7 @@ async def _run(seat: Seat, settings: Settings) -> None:
             announcement=lambda: status.announcement(fleet_of(seat.scoreboard), known),
         )
         loops = [
-            tasks.create_task(heart.watched("janitor", janitor.run(bell))),
+            tasks.create_task(heart.watched("janitor", keeper.run(bell))),
             tasks.create_task(heart.watched("watch", look.run())),
         ]
         if settings.metrics_address is not None:
@@ -88,15 +105,10 @@ async def _run(seat: Seat, settings: Settings) -> None:
             loop.cancel()
         _, unfinished = await asyncio.wait(loops, timeout=GOODBYE_SECONDS)
         if not unfinished:  # else the database hangs: there is nothing to be had from it
-            await heart.watched("farewell", janitor.farewell())
+            await heart.watched("farewell", keeper.farewell())
             if not seat.scoreboard.dead() and not seat.is_orphaned():
                 await look.leave()
     log.info("monitor_stopped")
-
-
-def _database(seat: Seat, settings: Settings, lease_seconds: float) -> Database:
-    name = f"reconsup/{seat.incarnation}"
-    return Database(settings.database_url, application_name=name, lease_seconds=lease_seconds, on_wait=pulse.waits)
 
 
 def host_of(scoreboard: Scoreboard) -> Host:

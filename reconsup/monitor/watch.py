@@ -18,7 +18,7 @@ from reconsup.monitor.status import Known
 from reconsup.payments.request import Network
 from reconsup.store import backlog
 from reconsup.store.database import Database
-from reconsup.store.errors import SchemaBehind, StoreUnavailable
+from reconsup.store.errors import StoreUnavailable
 
 POLL_SECONDS_MAX = 5.0
 RETRY_SECONDS = 1.0
@@ -76,13 +76,18 @@ class Watch:
         while True:
             pulse.alive()
             pause = await self.look()
-            pulse.rests(pause)
-            await asyncio.sleep(pause)
+            pulse.rests(max(pause, RETRY_SECONDS))
+            if self._database.is_away:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY_SECONDS):
+                        await self._database.returned()
+            elif not self._database.was_cut:
+                await asyncio.sleep(pause)
 
     async def leave(self) -> None:
         """Say in the host's row that it stops because somebody said so: who just falls silent counts as gone."""
         said = {**(self._announcement() or {}), "state": backlog.STOPPED}
-        with suppress(StoreUnavailable, SchemaBehind, TimeoutError):
+        with suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(LEAVE_SECONDS):
                 await backlog.announce(self._database, self._host, said, fresh_seconds=self._known.fresh_seconds)
 
@@ -94,7 +99,7 @@ class Watch:
             rival = await backlog.announce(
                 self._database, self._host, self._announcement(), fresh_seconds=self._known.fresh_seconds
             )
-        except (StoreUnavailable, SchemaBehind) as error:
+        except StoreUnavailable as error:
             self._fail(error)
             return min(RETRY_SECONDS, self._seconds)
         self._succeed(reading, rival)
@@ -127,7 +132,7 @@ class Watch:
         started_at = time.monotonic()
         try:
             self._known.census = await backlog.census(self._database, self._networks)
-        except (StoreUnavailable, SchemaBehind) as error:
+        except StoreUnavailable as error:
             # the table is too large for the time it may take, or the database just went: not soon again
             self._census_failures += 1
             pause = CENSUS_SHARE * backlog.CENSUS_SECONDS_MAX * 2.0 ** min(self._census_failures - 1, 10)

@@ -14,7 +14,7 @@ from reconsup.fleet.posix import Bell, Scoreboard, Seat, WorkerState
 from reconsup.settings import Settings, load
 from reconsup.store import database as store
 from reconsup.store.revision import SchemaState
-from reconsup.worker import process
+from reconsup.worker import pause, process
 from tests.support.postgres import Database, insert_request
 from tests.support.program import free_port
 
@@ -37,8 +37,8 @@ def test_a_worker_that_finds_no_database_leaves_with_69_before_its_boot_deadline
 def test_a_worker_leaves_before_its_boot_deadline_however_short_that_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Its patience is half of what it has. Seen to fail (it left after 30 s) with a patience of its own."""
-    monkeypatch.setattr(process, "PROBE_SECONDS", 0.05)
+    """Its patience is half of what it has. Seen to fail (it never left) with a patience of 30 s."""
+    monkeypatch.setattr(pause, "AWAY_SECONDS", 0.05)
     url = f"postgresql://me:pass@127.0.0.1:{free_port()}/x"
     settings = load({"DATABASE_URL": url, "RECONSUP_BOOT_SECONDS": "2"}, {})
 
