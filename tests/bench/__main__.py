@@ -28,6 +28,7 @@ PARTS = {
     "writes": "statements, WAL and row versions per processed request",
     "proof": "parse, decode and prove a block of 200 transactions and 500 logs",
     "takeover": "kill -9 of a worker that holds leases, 200 times",
+    "preload": "fork → ready and the memory of each process, with the preload and without, and of the packaged binary",
     "rivals": "the queue libraries that Python users would take",
 }
 

@@ -50,6 +50,7 @@ class Launcher:
     python: str | None  # that has the program, for planted code
     folder: Path | None = None
     around: frozenset[str] = field(default_factory=frozenset)
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def words(self, code: str | None = None) -> list[str]:
         """The beginning of a command line."""
@@ -63,7 +64,7 @@ class Launcher:
         self._refuse_code(environment)
         return subprocess.run(
             [*(_inner(0) if "pid1" in self.around else ()), *self.words(), *arguments],
-            env=dict(environment),
+            env={**self.variables, **environment},
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -76,7 +77,7 @@ class Launcher:
     ) -> tuple[Process, Manager | None]:
         """Start it; the process of the supervisor, and the service manager if one listens."""
         self._refuse_code(environment)
-        command, given = [*self.words(code), *arguments], dict(environment)
+        command, given = [*self.words(code), *arguments], {**self.variables, **environment}
         manager = None
         if "notify" in self.around:
             manager = Manager(Path(tempfile.mkdtemp(prefix="reconsup-notify-")) / "notify")
@@ -184,20 +185,30 @@ def named(name: str) -> Launcher:
         python = str(environment / "bin" / "python")
         return Launcher(name, (str(environment / "bin" / "reconsup"),), python, environment.parent, around)
     if parts[0] == "binary":
-        path = Path(os.environ.get(BINARY) or wheel.ROOT / "dist" / "reconsup-folder" / "reconsup").resolve()
-        assert path.exists(), f"{path} is not there: run `make binary`"
-        return Launcher(name, (str(path),), None, Path(tempfile.gettempdir()), around)
+        assert is_packed(), f"{_packed()} is not there: run `make binary`"
+        folder = _throwaway("reconsup-unpacked-")
+        return Launcher(name, (str(_packed()),), None, folder, around, {"RECONSUP_HOME": str(folder / "home")})
     return Launcher(name, (sys.executable, "-m", "reconsup.cli"), sys.executable, None, around)
+
+
+def is_packed() -> bool:
+    """Whether there is a packaged program to be tested."""
+    return _packed().exists()
+
+
+def _packed() -> Path:
+    return Path(os.environ.get(BINARY) or wheel.ROOT / "dist" / "reconsup").resolve()
 
 
 def _installed() -> Path:
     """An environment with the wheel in it, one for this process."""
-    base = Path(tempfile.mkdtemp(prefix="reconsup-wheel-"))
-    _forget_at_exit(base)
+    base = _throwaway("reconsup-wheel-")
     wheel.install(wheel.build(base), base / "environment", base / "dependencies")
     return base / "environment"
 
 
-def _forget_at_exit(folder: Path) -> None:
-    owner = os.getpid()
+def _throwaway(prefix: str) -> Path:
+    """A folder that goes when this process ends."""
+    folder, owner = Path(tempfile.mkdtemp(prefix=prefix)), os.getpid()
     atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
+    return folder

@@ -3,23 +3,26 @@
 import itertools
 import re
 import socket
+import struct
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 WATCHDOG_SECONDS = 4.0  # pings are due at half of it
+CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 WORKER = re.compile(r"-\d+$")
 
 
 @dataclass(frozen=True)
 class Message:
-    """One datagram. `at` is the wall clock's, as in the program's log."""
+    """One datagram. `at` is the wall clock's, as in the program's log; `pid` the sender's, told by the kernel."""
 
     at: float
+    pid: int
     said: Mapping[str, str]
 
 
@@ -30,6 +33,7 @@ class Manager:
         self.path = path
         self.messages: list[Message] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.bind(str(path))
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -48,18 +52,25 @@ class Manager:
         self.path.unlink()
 
     def _listen(self) -> None:
-        while text := self._socket.recv(65536).decode():
-            pairs = (line.partition("=") for line in text.splitlines())
-            self.messages.append(Message(time.time(), {name: value for name, _, value in pairs}))
+        while True:
+            data, extra, *_ = self._socket.recvmsg(65536, socket.CMSG_SPACE(CREDENTIALS.size))
+            if not data:
+                return
+            pairs = (line.partition("=") for line in data.decode().splitlines())
+            pid = CREDENTIALS.unpack(extra[0][2])[0]
+            self.messages.append(Message(time.time(), pid, {name: value for name, _, value in pairs}))
 
 
-def complaints(messages: Iterable[Message], log: Iterable[Mapping[str, Any]], *, is_drained: bool) -> list[str]:
+def complaints(
+    messages: Sequence[Message], log: Iterable[Mapping[str, Any]], *, main_pid: int, is_drained: bool
+) -> list[str]:
     """What a service manager would have to object to. `is_drained`: the program left by itself, with 0.
 
-    Pings are asked for from READY to STOPPING, because a watchdog runs from then on until the service is gone.
+    Only the main process is listened to (NotifyAccess=main). Pings are asked for from READY to STOPPING: that is when
+    a watchdog runs for certain.
     """
-    heard = list(messages)
-    found = []
+    heard = [each for each in messages if each.pid == main_pid]
+    found = [f"told by another process: {dict(each.said)}" for each in messages if each.pid != main_pid]
     ready = [each.at for each in heard if each.said.get("READY") == "1"]
     stopping = [each.at for each in heard if each.said.get("STOPPING") == "1"]
     pings = [each.at for each in heard if "WATCHDOG" in each.said]

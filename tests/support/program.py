@@ -99,7 +99,8 @@ class Program:
             manager, self.manager = self.manager, None
             manager.end()
             manager.path.parent.rmdir()
-            assert complaints(manager.messages, self.lines(), is_drained=self.process.returncode == 0) == []
+            is_drained = self.process.returncode == 0
+            assert complaints(manager.messages, self.lines(), main_pid=self.process.pid, is_drained=is_drained) == []
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and text of a page on the metrics port."""
