@@ -404,6 +404,14 @@ static bool unpack(const char *root, const char *folder) {
     return is_done;
 }
 
+/* PyInstaller's own start needs libz, before it can say where its libraries are. */
+static void find_libraries_in(const char *folder) {
+    const char *before = getenv("LD_LIBRARY_PATH");
+    char path[2 * PATH_MAX];
+    snprintf(path, sizeof path, "%s/_internal%s%s", folder, before && *before ? ":" : "", before ? before : "");
+    setenv("LD_LIBRARY_PATH", path, 1);
+}
+
 static void become(char *root, char **argv) {
     char folder[PATH_MAX], program[PATH_MAX];
     if (snprintf(folder, sizeof folder, "%s/%s", root, pack.hash) >= PATH_MAX - 64) return;
@@ -417,6 +425,7 @@ static void become(char *root, char **argv) {
         tidy(root);
     }
     snprintf(program, sizeof program, "%s/" PROGRAM, folder);
+    find_libraries_in(folder);
     execv(program, argv);
     refuse(program, strerror(errno));
 }
