@@ -100,7 +100,8 @@ class Program:
             manager.end()
             manager.path.parent.rmdir()
             is_drained = self.process.returncode == 0
-            assert complaints(manager.messages, self.lines(), main_pid=self.process.pid, is_drained=is_drained) == []
+            found = complaints(manager.messages, self.lines(), main_pid=self.process.pid, is_drained=is_drained)
+            assert not found, found
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and text of a page on the metrics port."""
