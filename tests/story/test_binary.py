@@ -62,7 +62,7 @@ def test_what_systemd_gives_a_service_is_where_it_unpacks(binary: Path, tmp_path
 
 
 def test_many_first_starts_at_once_all_work(binary: Path, tmp_path: Path) -> None:
-    """Seen to fail (some exit 78) when the one that comes second took the folder for broken."""
+    """Who comes second runs what the first one unpacked."""
     environment = {"RECONSUP_HOME": str(tmp_path)}
     started = [subprocess.Popen([binary, "--version"], env=environment, stdout=subprocess.PIPE) for _ in range(8)]
     assert [one.communicate(timeout=60)[0].split()[0] for one in started] == [b"reconsup"] * 8
