@@ -18,7 +18,7 @@ def test_the_process_that_was_started_is_the_supervisor_and_its_workers_are_repl
 ) -> None:
     """Signals reach it, a service manager takes it for the service, and its exit code is the service's.
 
-    Seen to fail with PyInstaller's own one file: its bootloader is the process that was started.
+    A bootloader or a shell that stays in between would be the process that was started.
     """
     ids = town.requests(4)
     with Program(town.database.url, town.rpc_urls, folder=town.folder, workers=2, launched=launched) as program:
