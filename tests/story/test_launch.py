@@ -1,4 +1,4 @@
-"""The program does its work as PID 1 of a container, and is one process: the one that was started."""
+"""The program does its work as PID 1 of a container and under a service manager, and is one process: the one that was started."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from tests.support.program import Program, wait_for
 pytestmark = [pytest.mark.service, pytest.mark.story]
 
 
-@pytest.mark.parametrize("launched", [pytest.param(None, id="chosen"), "pid1"])
+@pytest.mark.parametrize("launched", [pytest.param(None, id="chosen"), "pid1", "notify"])
 def test_the_process_that_was_started_is_the_supervisor_and_its_workers_are_replaced(
     town: Town, launched: str | None
 ) -> None:

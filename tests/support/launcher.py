@@ -188,7 +188,7 @@ def named(name: str) -> Launcher:
         assert is_packed(), f"{_packed()} is not there: run `make binary`"
         folder = _throwaway("reconsup-unpacked-")
         return Launcher(name, (str(_packed()),), None, folder, around, {"RECONSUP_HOME": str(folder / "home")})
-    return Launcher(name, (sys.executable, "-m", "reconsup.cli"), sys.executable, None, around)
+    return Launcher(name, (sys.executable, "-m", "reconsup"), sys.executable, None, around)
 
 
 def is_packed() -> bool:

@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -56,6 +56,7 @@ class Program:
         worker_id: str = "test",
         code: str | None = None,
         launched: str | None = None,
+        flags: Sequence[str] = (),
         **environment: str,
     ) -> None:
         self.port = free_port()
@@ -67,11 +68,12 @@ class Program:
             "PAYMENT_REQUEST_RECONCILER_POLL_INTERVAL_SECONDS": "0.2",
             "RECONSUP_LOG_FORMAT": "json",
             "RECONSUP_EXPIRY_CONFIRMATIONS": "3",
+            "RECONSUP_WORKERS": str(workers),
         }
-        flags = ["--workers", str(workers), "--worker-id", worker_id, "--metrics-address", f"127.0.0.1:{self.port}"]
+        given = ["--worker-id", worker_id, "--metrics-address", f"127.0.0.1:{self.port}", *flags]
         self._launcher = launcher.chosen() if launched is None else launcher.named(launched)
         self.process, self.manager = self._launcher.start(
-            flags, {**os.environ, **settings, **environment}, self._output, code
+            given, {**os.environ, **settings, **environment}, self._output, code
         )
 
     def __enter__(self) -> Self:
