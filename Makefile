@@ -9,10 +9,11 @@ RIVALS := $(VENV)/.rivals
 ANVIL_PACKAGE := @foundry-rs/anvil@1.7.1
 PGBOUNCER := $(VENV)/.pgbouncer
 POSTGRES_15 := $(VENV)/postgres-15
+PACKER := $(VENV)/packer
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-15 test-pooler test-all check bench format clean
+.PHONY: help demo test test-15 test-pooler test-all check bench binary format clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +43,8 @@ check: $(READY) ## format, lint, types, the walls of the house, fast tests: befo
 bench: $(RIVALS) $(ANVIL) ## measure everything: tables, and dist/bench.json (PARTS="takeover writes" for some of it)
 	$(BIN)/python -m tests.bench $(PARTS)
 
+binary: dist/reconsup ## one file for Linux machines without Python: dist/reconsup
+
 format: $(READY) ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
@@ -60,6 +63,18 @@ $(READY): packaging/requirements-dev.txt pyproject.toml
 $(RIVALS): packaging/requirements-bench.txt | $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/requirements-bench.txt
 	@touch $@
+
+# What packs has an environment of its own, so that nothing but the service's dependencies can get in.
+$(PACKER)/.ready: packaging/requirements-binary.txt | $(READY)
+	$(PYTHON) -m venv --clear $(PACKER)
+	$(PACKER)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/requirements-binary.txt
+	@touch $@
+
+dist/reconsup: $(PACKER)/.ready packaging/reconsup.spec packaging/onefile.py packaging/onefile.c pyproject.toml \
+  $(shell find reconsup migrations -name '*.py')
+	PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=1767225600 $(PACKER)/bin/python -m PyInstaller --noconfirm --log-level ERROR \
+	  --distpath dist --workpath $(PACKER)/work packaging/reconsup.spec
+	ZIG_GLOBAL_CACHE_DIR=$(abspath $(PACKER))/zig $(PACKER)/bin/python packaging/onefile.py dist/reconsup-folder $@
 
 $(ANVIL): | $(READY)
 	@command -v npm >/dev/null \
