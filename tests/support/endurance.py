@@ -1,9 +1,11 @@
 """An endurance run: what is done to two hosts under load, when, and what their logs must show afterwards.
 
 The schedule is drawn from a seed: a list of moments and acts. One thread performs it, each act as soon as its moment
-has come and the one before is done; an act that lasts (an outage, a freeze, a burst of faults) is two entries.
+has come and the one before is done; one that lasts (an outage, a freeze, a burst of faults) puts its own end into it.
 """
 
+import heapq
+import itertools
 import random
 import signal
 import subprocess
@@ -94,6 +96,18 @@ class Run:
     open_since: dict[str, float] = field(default_factory=dict)
     stalled: set[int] = field(default_factory=set)
     outliving: dict[int, float] = field(default_factory=dict)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+    began: float = field(default_factory=time.monotonic)
+    to_do: list[tuple[float, int, Callable[["Run"], None]]] = field(default_factory=list)  # a heap
+
+    @property
+    def passed(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.began
+
+    def plan_act(self, at: float, act: Callable[["Run"], None]) -> None:
+        """Put an act into the schedule."""
+        heapq.heappush(self.to_do, (at, next(self.numbers), act))
 
     def note(self, what: str, where: str = "") -> None:
         """Remember what was done, for the one who reads why it failed."""
@@ -131,15 +145,10 @@ def schedule(plan: Plan) -> list[Act]:
     acts += [(at, partial(kill_supervisor, name="a")) for at in moments(plan.supervisor_kills - of_b)]
     acts += [(at, partial(kill_supervisor, name="b")) for at in moments(of_b, last / 3)]
     acts += [(at, cut_connections) for at in moments(plan.cuts)]
-    for at in moments(plan.restarts_of_postgresql):
-        acts += [(at, fall), (at + chance.uniform(*OUTAGE_SECONDS), rise)]
-    for at in moments(plan.bursts):
-        acts += [(at, begin_faults), (at + chance.uniform(*BURST_SECONDS), end_faults)]
-    for at in moments(plan.stalls):
-        acts += [(at, stall_child), (at + FREEZE_SECONDS, end_stalls)]
-    for at in moments(plan.freezes):
-        name = chance.choice("ab")
-        acts += [(at, partial(freeze, name=name)), (at + FREEZE_SECONDS, partial(thaw, name=name))]
+    acts += [(at, fall) for at in moments(plan.restarts_of_postgresql)]
+    acts += [(at, begin_faults) for at in moments(plan.bursts)]
+    acts += [(at, stall_child) for at in moments(plan.stalls)]
+    acts += [(at, partial(freeze, name=chance.choice("ab"))) for at in moments(plan.freezes)]
     acts += [(at, storm) for at in moments(plan.storms)]
     acts += [(at, partial(stop_and_start, name="a")) for at in moments(plan.stops)]
     return sorted(acts, key=lambda act: act[0])
@@ -181,9 +190,11 @@ def cut_connections(run: Run) -> None:
 
 def fall(run: Run) -> None:
     """PostgreSQL goes away."""
-    if "postgresql" not in run.open_since:
-        run.begins("postgresql")
-        run.arena.postgres.fall(immediate=run.chance.random() < 0.5)
+    if "postgresql" in run.open_since:
+        rise(run)
+    run.begins("postgresql")
+    run.arena.postgres.fall(immediate=run.chance.random() < 0.5)
+    run.plan_act(run.passed + run.chance.uniform(*OUTAGE_SECONDS), rise)
 
 
 def rise(run: Run) -> None:
@@ -198,6 +209,7 @@ def begin_faults(run: Run) -> None:
     """The good endpoint lies, throttles, breaks off or is on the other fork, now and then."""
     run.open_since.setdefault("rpc", time.time())
     run.arena.trade.node.schedule = faults.drawn(run.arena.trade.node.random, FAULTS, FAULT_SHARE)
+    run.plan_act(run.passed + run.chance.uniform(*BURST_SECONDS), end_faults)
 
 
 def end_faults(run: Run) -> None:
@@ -215,6 +227,7 @@ def stall_child(run: Run) -> None:
     pid = run.chance.choice(pids) if pids else None
     if pid is not None and strike(pid, host.mark, signal.SIGSTOP):
         run.stalled.add(pid)
+        run.plan_act(run.passed + FREEZE_SECONDS, end_stalls)
         run.open_since.setdefault("stall", time.time())
         run.note("workers and monitors stopped for a while", host.name)
 
@@ -233,6 +246,7 @@ def freeze(run: Run, name: str) -> None:
     """A whole host stands still for longer than a lease."""
     if run.hosts[name].strike_all(signal.SIGSTOP):
         run.open_since.setdefault(f"freeze {name}", time.time())
+        run.plan_act(run.passed + FREEZE_SECONDS, partial(thaw, name=name))
 
 
 def thaw(run: Run, name: str) -> None:
@@ -288,24 +302,21 @@ for number in range(count):
 
 
 def perform(run: Run, acts: Sequence[Act], say: Callable[[str], None] = print) -> None:
-    """Do all of it, looking on the way; at the end everything is as it should be again."""
-    began, next_look = time.monotonic(), 0.0
+    """Do all of it, looking on the way; each act that lasts ends, so at the end nothing is away."""
+    run.began, next_look = time.monotonic(), 0.0
     for at, act in acts:
-        while (passed := time.monotonic() - began) < at:
-            if passed >= next_look:
-                next_look = passed + LOOK_SECONDS
+        run.plan_act(at, act)
+    while run.to_do:
+        at, _, act = heapq.heappop(run.to_do)
+        while True:
+            if run.passed >= next_look:
+                next_look = run.passed + LOOK_SECONDS
                 look(run)
-            time.sleep(max(0.0, min(at - (time.monotonic() - began), 0.05)))
-        if passed >= next_look:
-            next_look = passed + LOOK_SECONDS
-            look(run)
+            if run.passed >= at:
+                break
+            time.sleep(max(0.0, min(at - run.passed, 0.05)))
         act(run)
-    for name in "ab":
-        thaw(run, name)
-    end_stalls(run)
-    end_faults(run)
-    rise(run)
-    say(f"schedule of {run.plan.seconds:g} s done in {time.monotonic() - began:.0f} s")
+    say(f"schedule of {run.plan.seconds:g} s done in {run.passed:.0f} s")
 
 
 def look(run: Run) -> None:

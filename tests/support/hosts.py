@@ -7,13 +7,15 @@ outlives a supervisor: the next one starts beside them.
 
 import os
 import random
+import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from tests.support.program import Program, wait_for
 
@@ -66,6 +68,32 @@ def children(pid: int) -> list[int]:
     with suppress(OSError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
+
+
+class Ends:
+    """The ends of processes, noticed at once: open it while they live."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._descriptors = [os.pidfd_open(pid) for pid in pids]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+    def wait(self, deadline: float) -> float:
+        """Wait until the last one has ended; when that was, monotonic."""
+        left = set(self._descriptors)
+        while left:
+            poll = select.poll()
+            for descriptor in left:
+                poll.register(descriptor, select.POLLIN)
+            ended = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            assert ended, f"{len(left)} processes are still there"
+            left -= {descriptor for descriptor, _ in ended}
+        return time.monotonic()
 
 
 @dataclass
