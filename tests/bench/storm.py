@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from tests.bench.takeover import open_site
-from tests.support.aftermath import Seat, seats
+from tests.support.aftermath import seats
 from tests.support.endurance import STORM, STORM_CODE
 from tests.support.hosts import Life
 from tests.support.program import Program, wait_for
@@ -51,18 +51,15 @@ def deaths_in_a_storm(program: Program) -> dict[str, Any]:
             if ended is not None:  # it was over too soon: another one for those who are left
                 storm, ended = storm_at(program.process.pid, SIGNALS), None
         time.sleep(0.005)
-    wait_for("all are ready", lambda: len(program.pids()) == WORKERS)
-    found: list[Seat] = []
-
-    def all_told() -> bool:
-        found[:] = seats(Life(1, program, "", 0.0), time.time())
-        return sum(seat.is_filled for seat in found) >= killed
-
-    wait_for("every death is in the log", all_told)
+    wait_for("every death is in the log", lambda: deaths(program) >= killed)
+    wait_for("all are ready", lambda: ready(program) == WORKERS)
+    found = seats(Life(1, program, "", 0.0), time.time())
+    missed = [seat for seat in found if not seat.is_filled]
     filled = sorted(seat.until - seat.emptied_at for seat in found if seat.is_filled)
     return {
         "deaths": killed,
-        "missed": killed - len(filled),
+        "deaths told": deaths(program),
+        "seats not taken again": len(missed),
         "left → ready, median ms": round(median(filled) * 1000, 1),
         "left → ready, longest ms": round(filled[-1] * 1000, 1),
         "seconds": round(time.monotonic() - began, 2),
@@ -80,6 +77,16 @@ def term_in_a_storm(program: Program) -> dict[str, Any]:
     seconds = time.monotonic() - began
     storm.wait()
     return {"exit code": code, "TERM → gone, ms": round(seconds * 1000, 1)}
+
+
+def deaths(program: Program) -> int:
+    """How many of its workers' deaths the supervisor has told."""
+    return sum(each["cause"] == "signal" for each in program.events("process_left"))
+
+
+def ready(program: Program) -> int:
+    """How many workers are ready."""
+    return sum(each["state"] == "ready" for each in program.status()["workers"])
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -101,7 +108,7 @@ def main() -> int:
         print(f"  {name:<28}{value:>10}")
     if given.json:
         given.json.write_text(json.dumps(found))
-    return 1 if found["missed"] or found["exit code"] else 0
+    return 1 if found["deaths"] != found["deaths told"] or found["seats not taken again"] or found["exit code"] else 0
 
 
 if __name__ == "__main__":
