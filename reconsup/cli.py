@@ -13,17 +13,22 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import reconsup
 from reconsup import logs
 from reconsup.settings import (
+    BY_FIELD,
     SETTINGS,
+    ConfigError,
     ConfigErrors,
     Settings,
     load_database_url,
     load_from_process,
 )
+
+if TYPE_CHECKING:
+    from reconsup.fleet.plan import Limits
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -34,6 +39,9 @@ EXIT_CONFIG = 78
 EMBEDDED = "embedded:"
 IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 MEMORY_FOLDER = "/dev/shm"  # noqa: S108 - a folder of ours is made in it
+MEBIBYTE = 1 << 20
+BUSY_SECONDS_MIN = 10.0  # two polls; a request that is due for longer has nobody to look at it
+BEHIND_SECONDS_MIN = 60.0  # several blocks of a slow chain
 PROBE_SLACK_SECONDS = 10.0  # the probe ends by itself at the start deadline; this bounds one that hangs
 
 
@@ -133,39 +141,91 @@ def _flags(parsed: argparse.Namespace) -> dict[str, str]:
 def _run(parsed: argparse.Namespace) -> int:
     settings = load_from_process(_flags(parsed), parsed.env_file)
     logs.configure(settings.log_format)
-    log = logs.get_logger()
-    for warning in settings.warnings:
-        log.warning("settings", warning=warning)
+    _warn(settings)
     for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)  # left as they are they would kill or stop the supervisor on the spot
+        signal.signal(number, signal.SIG_IGN)  # until the supervisor hears them; left as they are they would kill it
     with ExitStack() as stack:
         with_database = _with_database(settings, stack)
-        return EXIT_UNAVAILABLE if with_database is None else _supervise(with_database, stack)
+        if with_database is None:
+            return EXIT_UNAVAILABLE
+        return _supervise(with_database, lambda: _read_again(parsed, settings, with_database), stack)
 
 
-def _supervise(settings: Settings, stack: ExitStack) -> int:
+def _warn(settings: Settings) -> None:
+    for warning in settings.warnings:
+        logs.get_logger().warning("settings", warning=warning)
+
+
+def _supervise(settings: Settings, read_again: Callable[[], Settings], stack: ExitStack) -> int:
     """Import everything heavy once, then fork: a new worker is ready in milliseconds and costs a few megabytes."""
     from reconsup.fleet import supervisor
-    from reconsup.fleet.plan import Limits
     from reconsup.monitor import http, metrics
     from reconsup.worker import probe, process
 
-    directory = stack.enter_context(metrics.folder(_memory_folder()))
-    return supervisor.run(
-        supervisor.Roles(
-            worker=lambda seat: process.run(seat, settings),
-            monitor=lambda seat: http.run(seat, settings),
-            probe=lambda seat: probe.run(seat, settings),
-        ),
-        supervisor.Options(
-            base=settings.worker_base,
-            workers=settings.workers.most,
-            version=reconsup.__version__,
-            metrics_directory=directory,
-            limits=Limits(
-                drain_seconds=settings.drain_seconds, start_seconds=settings.start_seconds + PROBE_SLACK_SECONDS
+    def setup(settings: Settings) -> supervisor.Setup:
+        return supervisor.Setup(
+            supervisor.Roles(
+                worker=lambda seat: process.run(seat, settings),
+                monitor=lambda seat: http.run(seat, settings),
+                probe=lambda seat: probe.run(seat, settings),
             ),
-        ),
+            least=settings.workers.least,
+            most=settings.workers.most,
+            limits=_limits(settings),
+        )
+
+    def reload() -> supervisor.Setup:
+        try:
+            return setup(read_again())
+        except ConfigErrors as errors:
+            raise supervisor.SetupRefused(*map(str, errors.errors)) from errors
+
+    directory = stack.enter_context(metrics.folder(_memory_folder()))
+    options = supervisor.Options(settings.worker_base, reconsup.__version__, directory)
+    return supervisor.run(setup(settings), options, reload)
+
+
+def _read_again(parsed: argparse.Namespace, settings: Settings, running: Settings) -> Settings:
+    """The settings as they are now, at HUP. What cannot change while the supervisor runs is an error.
+
+    `running`: the ones it was started with, an embedded database's URL being that of the server.
+    """
+    again = load_from_process(_flags(parsed), parsed.env_file)
+    errors = [
+        _needs_restart(field)
+        for field, is_kept in (
+            ("worker_base", again.worker_base == settings.worker_base),
+            ("database_url", again.database_url == settings.database_url or not _is_embedded(again, settings)),
+        )
+        if not is_kept
+    ]
+    if errors:
+        raise ConfigErrors(errors)
+    _warn(again)
+    return replace(again, database_url=running.database_url) if _is_embedded(again) else again
+
+
+def _is_embedded(*several: Settings) -> bool:
+    return any(settings.database_url.startswith(EMBEDDED) for settings in several)
+
+
+def _needs_restart(field: str) -> ConfigError:
+    name = BY_FIELD[field].name
+    return ConfigError("CONFIG_NEEDS_RESTART", name, None, "cannot change while the supervisor runs: restart it")
+
+
+def _limits(settings: Settings) -> "Limits":
+    from reconsup.fleet.plan import Limits
+
+    return Limits(
+        boot_seconds=settings.boot_seconds,
+        drain_seconds=settings.drain_seconds,
+        start_seconds=settings.start_seconds + PROBE_SLACK_SECONDS,
+        watchdog_seconds=settings.watchdog_seconds,
+        recycle_seconds=settings.recycle_seconds,
+        recycle_bytes=int(settings.recycle_memory_mb * MEBIBYTE),
+        busy_seconds=max(BUSY_SECONDS_MIN, 2 * settings.poll_interval_seconds),
+        behind_seconds=max(BEHIND_SECONDS_MIN, 4 * settings.poll_interval_seconds),
     )
 
 

@@ -23,7 +23,7 @@ from reconsup import redact
 from reconsup import settings_parse as parse
 from reconsup.settings_table import BY_FIELD, BY_NAME, METRICS_ADDRESS, SETTINGS, Setting, short_name
 
-__all__ = ["SETTINGS", "ConfigError", "ConfigErrors", "Setting", "Settings", "load", "load_from_process"]
+__all__ = ["BY_FIELD", "SETTINGS", "ConfigError", "ConfigErrors", "Setting", "Settings", "load", "load_from_process"]
 
 Depth = int | Literal["safe", "finalized"]
 

@@ -9,7 +9,7 @@ import mmap
 from dataclasses import dataclass
 
 from reconsup.fleet.shared import Integer, Text
-from reconsup.fleet.slot import Cause
+from reconsup.fleet.slot import Cause, worker_id
 
 MORGUE_SIZE = 1024
 INCARNATION_BYTES = 16
@@ -119,7 +119,7 @@ class Morgue:
         death = Death(
             index=index,
             slot=slot,
-            worker_id=f"{self._base}-{slot}",
+            worker_id=worker_id(self._base, slot),
             incarnation=_INCARNATION.get(self._memory, entry) or "",
             cause=_CAUSE.get(self._memory, entry) or "",
             row=_ROW.get(self._memory, entry),

@@ -5,14 +5,39 @@ feeds what happened, one event after the other, and performs the commands in the
 spawned a tick, so that a signal or a death is looked at before every fork. Whatever the order of events: nobody is
 spawned while draining, a slot never has two processes, a signal goes only to a process that was not reaped, TERM goes
 to each once, the monitor leaves last, and the way ends in `Finish`.
+
+What is due and what a signal means is here; who comes and who goes while all is well in `turnover`; when a dead worker
+comes back in `slot`; how many there are to be in `scale`.
 """
 
 import signal
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 
+from reconsup.fleet import scale, turnover
 from reconsup.fleet import slot as seat
+from reconsup.fleet.events import (
+    Accept,
+    Beat,
+    Bury,
+    Command,
+    Event,
+    Exited,
+    Finish,
+    Forked,
+    Grown,
+    Leaving,
+    Loaded,
+    NotForked,
+    Overslept,
+    Ready,
+    Refuse,
+    Reload,
+    Send,
+    Signalled,
+    Spawn,
+    Tick,
+)
+from reconsup.fleet.scale import Marks
 from reconsup.fleet.slot import (
     EXIT_CLEAN,
     EXIT_CONFIG,
@@ -20,164 +45,60 @@ from reconsup.fleet.slot import (
     EXIT_UNAVAILABLE,
     MONITOR,
     PROBE,
+    SPARE,
     Cause,
+    Limits,
     Slot,
+    Terms,
     WorkerState,
 )
+from reconsup.fleet.state import Fleet, Phase, Step, abort, ask_to_leave, kill
+
+__all__ = [
+    "Accept",
+    "Beat",
+    "Bury",
+    "Command",
+    "Event",
+    "Exited",
+    "Finish",
+    "Fleet",
+    "Forked",
+    "Grown",
+    "Leaving",
+    "Limits",
+    "Loaded",
+    "NotForked",
+    "Overslept",
+    "Phase",
+    "Ready",
+    "Refuse",
+    "Reload",
+    "Send",
+    "Signalled",
+    "Spawn",
+    "Terms",
+    "Tick",
+    "new",
+    "next_deadline",
+    "step",
+]
+
+RECYCLE_JITTER = 0.1  # of the age: workers that were forked together are not replaced together
 
 
-class Phase(StrEnum):
-    """What the fleet as a whole does."""
-
-    PROBING = "probing"
-    RUNNING = "running"
-    DRAINING = "draining"
-    DONE = "done"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Every time-out of the plan, in seconds. `start` bounds the probe, which should end by itself before."""
-
-    boot_seconds: float = 60.0
-    drain_seconds: float = 30.0
-    start_seconds: float = 70.0
-    farewell_seconds: float = 5.0  # for the monitor, after the last worker
-    again_seconds: float = 1.0  # bootloaders and process groups deliver one signal twice: sooner is no second one
-
-
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """All that the plan knows. `asked_at`: when it was last told to stop; `is_hasty`: it was told not to wait."""
-
-    limits: Limits
-    slots: Mapping[int, Slot]
-    phase: Phase = Phase.PROBING
-    exit_code: int = EXIT_CLEAN
-    asked_at: float | None = None
-    is_hasty: bool = False
-
-    def workers(self) -> list[Slot]:
-        """The workers' slots."""
-        return [slot for number, slot in self.slots.items() if number >= 0]
-
-    def count(self, state: WorkerState) -> int:
-        """How many workers are in that state."""
-        return sum(slot.state is state for slot in self.workers())
-
-
-# Events
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed: what is due?"""
-
-
-@dataclass(frozen=True, slots=True)
-class Signalled:
-    """The supervisor got a signal."""
-
-    number: signal.Signals
-
-
-@dataclass(frozen=True, slots=True)
-class Forked:
-    """A `Spawn` succeeded."""
-
-    slot: int
-    pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class NotForked:
-    """A `Spawn` failed. `chance` is in [0, 1)."""
-
-    slot: int
-    chance: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A process said that it does its work."""
-
-    slot: int
-    pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class Leaving:
-    """A worker said that it drains."""
-
-    slot: int
-    pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    """A process was reaped: its exit code, or minus the signal that killed it. `chance` is in [0, 1)."""
-
-    slot: int
-    pid: int
-    code: int
-    chance: float
-
-
-Event = Tick | Signalled | Forked | NotForked | Ready | Leaving | Exited
-
-
-# Commands
-
-
-@dataclass(frozen=True, slots=True)
-class Spawn:
-    """Fork a process for the slot and answer `Forked` or `NotForked` at once."""
-
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a signal to a process that was not reaped. `cause` says why, if it is SIGKILL."""
-
-    slot: int
-    pid: int
-    number: signal.Signals
-    cause: Cause | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Bury:
-    """Note the death of a reaped process. `is_unasked`: nobody had told it to leave."""
-
-    slot: int
-    pid: int
-    code: int
-    cause: Cause
-    is_unasked: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Nobody is left: exit with this code. The last command."""
-
-    code: int
-
-
-Command = Spawn | Send | Bury | Finish
-Step = tuple[Fleet, tuple[Command, ...]]
-
-
-def new(workers: int, limits: Limits, now: float) -> Fleet:
-    """A fleet of `workers` slots, a monitor and a probe, the probe being due."""
-    assert workers > 0
-    slots = {number: Slot(number) for number in (PROBE, MONITOR, *range(workers))}
-    return Fleet(limits, slots | {PROBE: Slot(PROBE, deadline=now)})
+def new(terms: Terms, now: float) -> Fleet:
+    """A fleet of the least number of workers, a monitor and a probe, the probe being due."""
+    assert 0 < terms.least <= terms.most
+    slots = {number: Slot(number) for number in (PROBE, MONITOR, *range(terms.least))}
+    return Fleet(terms, slots | {PROBE: Slot(PROBE, deadline=now)}, wanted=terms.least)
 
 
 def next_deadline(fleet: Fleet) -> float | None:
     """When the next `Tick` is due; None: not before something happens."""
-    return min((slot.deadline for slot in fleet.slots.values() if slot.deadline is not None), default=None)
+    moments = [slot.deadline for slot in fleet.slots.values()]
+    moments += [slot.recycle_at for slot in fleet.slots.values() if slot.state is WorkerState.READY]
+    return min((moment for moment in moments if moment is not None), default=None)
 
 
 def step(fleet: Fleet, event: Event, now: float) -> Step:
@@ -193,37 +114,70 @@ def _take_in(fleet: Fleet, event: Event, now: float) -> Step:
     match event:
         case Tick():
             return _tick(fleet, now)
+        case Overslept(seconds):
+            return _overslept(fleet, seconds), ()
         case Signalled(number):
             return _signalled(fleet, number, now)
-        case Forked(number, pid):
-            return _forked(fleet, fleet.slots[number], pid, now)
+        case Reload(terms):
+            return _reload(fleet, terms, now)
+        case Forked(number, pid, chance):
+            return _forked(fleet, fleet.slots[number], pid, now, chance)
         case NotForked(number, chance):
-            return _not_forked(fleet, fleet.slots[number], now, chance), ()
-        case Ready(number, pid):
-            return _ready(fleet, _holder(fleet, number, pid), now), ()
-        case Leaving(number, pid):
-            return _leaving(fleet, _holder(fleet, number, pid), now), ()
+            return _not_forked(fleet, fleet.slots[number], now, chance)
         case Exited(number, pid):
-            slot = _holder(fleet, number, pid)
+            slot = fleet.holder(number, pid)
             return (fleet, ()) if slot is None else _exited(fleet, slot, event, now)
+        case Loaded():
+            return _loaded(fleet, event, now), ()
+        case Ready(number, pid) | Beat(number, pid) | Grown(number, pid) | Leaving(number, pid):
+            slot = fleet.holder(number, pid)
+            return (fleet, ()) if slot is None or slot.doom is not None else _said(fleet, slot, event, now)
 
 
 def _tick(fleet: Fleet, now: float) -> Step:
     due = [slot for slot in fleet.slots.values() if slot.deadline is not None and slot.deadline <= now]
-    late = [slot for slot in due if slot.is_live]
     vacant = [slot for slot in due if not slot.is_live]
     commands: list[Command] = []
-    for slot in late:
-        cause = Cause.BOOT if slot.state is WorkerState.BOOTING else Cause.DRAIN
-        fleet, command = _kill(fleet, slot, cause)
-        commands += command
+    for slot in fleet.slots.values():
+        if slot.state is WorkerState.READY and slot.recycle_at is not None and slot.recycle_at <= now:
+            fleet = fleet.put(seat.worn(slot))
+    for slot in due:
+        if slot.is_live:
+            fleet, command = _too_late(fleet, slot, now)
+            commands += command
     if vacant:
-        fleet = _with(fleet, seat.spawning(vacant[0]))
-        commands.append(Spawn(vacant[0].number))
+        number = vacant[0].number
+        is_trial = number == SPARE and fleet.offer is not None
+        terms = fleet.offer if is_trial and fleet.offer is not None else fleet.terms
+        fleet = fleet.put(seat.spawning(vacant[0], terms.generation))
+        commands.append(Spawn(number, terms.generation))
     return fleet, tuple(commands)
 
 
+def _too_late(fleet: Fleet, slot: Slot, now: float) -> Step:
+    """It was not ready, not heard of, or not gone in time; or it did not even die in time."""
+    limits = fleet.limits
+    if slot.doom is not None:
+        return kill(fleet, slot, slot.doom)
+    if slot.state is WorkerState.DRAINING:
+        return abort(fleet, slot, Cause.DRAIN, now + limits.last_words_seconds)
+    cause = Cause.BOOT if slot.state is WorkerState.BOOTING else Cause.HANG
+    return abort(fleet, slot, cause, now + limits.stacks_seconds)
+
+
+def _overslept(fleet: Fleet, seconds: float) -> Fleet:
+    for slot in fleet.slots.values():
+        if slot.is_live and slot.deadline is not None:
+            fleet = fleet.put(replace(slot, deadline=slot.deadline + seconds))
+    return fleet
+
+
 def _signalled(fleet: Fleet, number: signal.Signals, now: float) -> Step:
+    if number in (signal.SIGTTIN, signal.SIGTTOU):
+        if fleet.phase is Phase.DRAINING:
+            return fleet, ()
+        fleet = turnover.resize(fleet, fleet.wanted + (1 if number is signal.SIGTTIN else -1))
+        return replace(fleet, pressure=scale.changed(fleet.pressure, now)), ()
     if number not in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         return fleet, ()
     is_quit = number is signal.SIGQUIT
@@ -236,61 +190,111 @@ def _signalled(fleet: Fleet, number: signal.Signals, now: float) -> Step:
     return (fleet, ()) if fleet.phase is Phase.DRAINING else _drain(fleet, EXIT_CLEAN, now)
 
 
-def _forked(fleet: Fleet, slot: Slot, pid: int, now: float) -> Step:
+def _reload(fleet: Fleet, terms: Terms, now: float) -> Step:
+    match fleet.phase:
+        case Phase.RUNNING:
+            return replace(fleet, offer=terms), ()
+        case Phase.PROBING:  # nobody works yet with the old ones: the probe tries the new ones
+            fleet, accepted = turnover.accept(fleet, terms, now)
+            deadline = now + fleet.limits.drain_seconds
+            fleet, leaving = ask_to_leave(fleet, fleet.slots[PROBE], deadline, Cause.RELOAD)
+            return fleet, (*accepted, *leaving)
+    return fleet, ()
+
+
+def _forked(fleet: Fleet, slot: Slot, pid: int, now: float, chance: float) -> Step:
     assert slot.is_live
     assert slot.pid is None
-    seconds = fleet.limits.start_seconds if slot.number == PROBE else fleet.limits.boot_seconds
-    slot = seat.forked(slot, pid, now, seconds)
+    limits = fleet.limits
+    seconds = limits.start_seconds if slot.number == PROBE else limits.boot_seconds
+    age = limits.recycle_seconds * (1 + RECYCLE_JITTER * (2 * chance - 1)) if 0 <= slot.number < SPARE else 0.0
+    slot = seat.forked(slot, pid, now, seconds, age)
     if fleet.phase is not Phase.DRAINING or slot.number == MONITOR:
-        return _with(fleet, slot), ()
+        return fleet.put(slot), ()
     if fleet.is_hasty:
-        return _kill(fleet, slot, Cause.STOP)
-    return _ask_to_leave(fleet, slot, now + fleet.limits.drain_seconds)
+        return kill(fleet, slot, Cause.STOP)
+    return ask_to_leave(fleet, slot, now + limits.drain_seconds)
 
 
-def _not_forked(fleet: Fleet, slot: Slot, now: float, chance: float) -> Fleet:
+def _not_forked(fleet: Fleet, slot: Slot, now: float, chance: float) -> Step:
     if fleet.phase is Phase.DRAINING:
-        return _with(fleet, seat.retired(slot))
-    return _with(fleet, seat.not_forked(slot, now, chance))
+        return fleet.put(seat.retired(slot)), ()
+    if slot.number == SPARE and fleet.offer is not None:
+        return turnover.refuse(fleet, Cause.CRASH)
+    return fleet.put(seat.not_forked(slot, now, chance)), ()
 
 
-def _ready(fleet: Fleet, slot: Slot | None, now: float) -> Fleet:
-    if slot is None or slot.state is not WorkerState.BOOTING or slot.doom is not None:
+def _said(fleet: Fleet, slot: Slot, event: Ready | Beat | Grown | Leaving, now: float) -> Step:
+    """What a process that is not being killed says of itself."""
+    limits = fleet.limits
+    match event:
+        case Ready() if slot.state is WorkerState.BOOTING:
+            fleet = fleet.put(seat.ready(slot, now, limits.watchdog_seconds))
+            if slot.number == SPARE and fleet.offer is not None:
+                assert slot.generation == fleet.offer.generation, "who has older ones was told to leave"
+                return turnover.accept(fleet, fleet.offer, now)
+        case Beat(at=at) if slot.state is WorkerState.READY and slot.deadline is not None:
+            fleet = fleet.put(replace(slot, deadline=max(slot.deadline, at + limits.watchdog_seconds)))
+        case Grown(memory_bytes=size) if slot.state is WorkerState.READY and 0 <= slot.number < SPARE:
+            if limits.recycle_bytes and size > limits.recycle_bytes:
+                fleet = fleet.put(seat.worn(slot))
+        case Leaving() if slot.state is not WorkerState.DRAINING and slot.number >= 0:
+            # somebody else told it to: it gets the time of a drain. The helpers are told by us
+            fleet = fleet.put(seat.draining(slot, now + limits.drain_seconds))
+    return fleet, ()
+
+
+def _loaded(fleet: Fleet, load: Loaded, now: float) -> Fleet:
+    if fleet.phase is not Phase.RUNNING or fleet.terms.least == fleet.terms.most:
         return fleet
-    return _with(fleet, seat.ready(slot, now))
-
-
-def _leaving(fleet: Fleet, slot: Slot | None, now: float) -> Fleet:
-    """A worker that somebody else told to leave: it gets the time of a drain. The helpers are told by us."""
-    if slot is None or slot.number < 0 or slot.state is WorkerState.DRAINING or slot.doom is not None:
-        return fleet
-    return _with(fleet, seat.draining(slot, now + fleet.limits.drain_seconds))
+    pressure, change = scale.judge(
+        fleet.pressure,
+        Marks(fleet.limits.busy_seconds, fleet.limits.behind_seconds),
+        oldest_due_seconds=load.oldest_due_seconds,
+        behind_seconds=load.behind_seconds,
+        now=now,
+    )
+    resized = turnover.resize(fleet, fleet.wanted + change)
+    if resized.wanted != fleet.wanted:
+        pressure = scale.changed(pressure, now)
+    return replace(resized, pressure=pressure)
 
 
 def _exited(fleet: Fleet, slot: Slot, event: Exited, now: float) -> Step:
     cause = seat.cause_of(slot, event.code)
-    is_unasked = fleet.phase is Phase.RUNNING
-    bury = Bury(slot.number, event.pid, event.code, cause, is_unasked)
+    is_asked = fleet.phase is not Phase.RUNNING or slot.asked is not None
+    bury = Bury(slot.number, event.pid, event.code, cause, is_asked)
     if fleet.phase is Phase.DRAINING:
-        return _with(fleet, seat.retired(slot)), (bury,)
+        return fleet.put(seat.retired(slot)), (bury,)
     if slot.number == PROBE:
         fleet, commands = _probed(fleet, slot, cause, now, event.chance)
         return fleet, (bury, *commands)
-    return _with(fleet, seat.left(slot, cause, now, event.chance)), (bury,)
+    if slot.number == SPARE:
+        fleet, commands = _spare_left(fleet, slot, cause, now, event.chance)
+        return fleet, (bury, *commands)
+    return fleet.put(seat.left(slot, cause, now, event.chance, fleet.limits)), (bury,)
+
+
+def _spare_left(fleet: Fleet, slot: Slot, cause: Cause, now: float, chance: float) -> Step:
+    fleet = fleet.put(seat.left(slot, cause, now, chance, fleet.limits))
+    if fleet.offer is not None and fleet.offer.generation == slot.generation:
+        return turnover.refuse(fleet, cause)
+    return fleet, ()
 
 
 def _probed(fleet: Fleet, slot: Slot, cause: Cause, now: float, chance: float) -> Step:
-    """The probe's verdict. One that crashed is asked again, like a worker."""
+    """The probe's verdict. One that crashed is asked again, like a worker; so is one that had old settings."""
+    if slot.asked is not None:
+        return fleet.put(seat.left(slot, cause, now, chance, fleet.limits)), ()
     match cause:
         case Cause.CLEAN:
-            fleet = _with(fleet, seat.retired(slot))
-            others = {number: replace(each, deadline=now) for number, each in fleet.slots.items() if number != PROBE}
-            return replace(fleet, phase=Phase.RUNNING, slots={**fleet.slots, **others}), ()
+            fleet = fleet.put(seat.retired(slot)).put(seat.due(fleet.slots[MONITOR], now))
+            return replace(fleet, phase=Phase.RUNNING), ()
         case Cause.DEPENDENCY | Cause.BOOT:
-            return _drain(_with(fleet, seat.retired(slot)), EXIT_UNAVAILABLE, now)
+            return _drain(fleet.put(seat.retired(slot)), EXIT_UNAVAILABLE, now)
         case Cause.CONFIG:
-            return _drain(_with(fleet, seat.retired(slot)), EXIT_CONFIG, now)
-    fleet = _with(fleet, seat.left(slot, cause, now, chance))
+            return _drain(fleet.put(seat.retired(slot)), EXIT_CONFIG, now)
+    fleet = fleet.put(seat.left(slot, cause, now, chance, fleet.limits))
     if fleet.slots[PROBE].state is WorkerState.PARKED:
         return _drain(fleet, EXIT_GAVE_UP, now)
     return fleet, ()
@@ -298,13 +302,13 @@ def _probed(fleet: Fleet, slot: Slot, cause: Cause, now: float, chance: float) -
 
 def _drain(fleet: Fleet, exit_code: int, now: float) -> Step:
     """Begin the drain: everybody but the monitor is told to leave, nobody is put in their place."""
-    fleet = replace(fleet, phase=Phase.DRAINING, exit_code=exit_code)
+    fleet = replace(fleet, phase=Phase.DRAINING, exit_code=exit_code, offer=None)
     commands: list[Command] = []
     for slot in fleet.slots.values():
         if not slot.is_live:
-            fleet = _with(fleet, seat.retired(slot))
+            fleet = fleet.put(seat.retired(slot))
         elif slot.number != MONITOR:
-            fleet, command = _ask_to_leave(fleet, slot, now + fleet.limits.drain_seconds)
+            fleet, command = ask_to_leave(fleet, slot, now + fleet.limits.drain_seconds)
             commands += command
     return fleet, tuple(commands)
 
@@ -315,47 +319,28 @@ def _stop_now(fleet: Fleet) -> Step:
     is_all = fleet.is_hasty
     for slot in fleet.slots.values():
         if not slot.is_live:
-            fleet = _with(fleet, seat.retired(slot))
+            fleet = fleet.put(seat.retired(slot))
         elif is_all or slot.number != MONITOR:
-            fleet, command = _kill(fleet, slot, Cause.STOP)
+            fleet, command = kill(fleet, slot, Cause.STOP)
             commands += command
-    return replace(fleet, phase=Phase.DRAINING, is_hasty=True), tuple(commands)
+    return replace(fleet, phase=Phase.DRAINING, is_hasty=True, offer=None), tuple(commands)
 
 
 def _settle(fleet: Fleet, now: float) -> Step:
-    """What follows from how things stand: giving up, the monitor's turn to leave, the end."""
+    """What follows from how things stand: who comes and goes, giving up, the monitor's turn to leave, the end."""
     commands: tuple[Command, ...] = ()
-    if fleet.phase is Phase.RUNNING and all(slot.state is WorkerState.PARKED for slot in fleet.workers()):
-        fleet, commands = _drain(fleet, EXIT_GAVE_UP, now)
+    if fleet.phase is Phase.RUNNING:
+        fleet, commands = turnover.turn(fleet, now)
+        seats = [slot for slot in (*fleet.seats(), fleet.spare()) if slot is not None]
+        if all(slot.state is WorkerState.PARKED for slot in seats):
+            fleet, more = _drain(fleet, EXIT_GAVE_UP, now)
+            commands = (*commands, *more)
     if fleet.phase is not Phase.DRAINING:
         return fleet, commands
     live = [slot for slot in fleet.slots.values() if slot.is_live]
     if not live:
         return replace(fleet, phase=Phase.DONE), (*commands, Finish(fleet.exit_code))
     if [slot.number for slot in live] == [MONITOR]:
-        fleet, last = _ask_to_leave(fleet, live[0], now + fleet.limits.farewell_seconds)
+        fleet, last = ask_to_leave(fleet, live[0], now + fleet.limits.farewell_seconds)
         return fleet, (*commands, *last)
     return fleet, commands
-
-
-def _ask_to_leave(fleet: Fleet, slot: Slot, deadline: float) -> Step:
-    """TERM, once: a second one would kill it in the middle of leaving."""
-    if slot.pid is None or slot.state is WorkerState.DRAINING or slot.doom is not None:
-        return fleet, ()
-    return _with(fleet, seat.draining(slot, deadline)), (Send(slot.number, slot.pid, signal.SIGTERM),)
-
-
-def _kill(fleet: Fleet, slot: Slot, cause: Cause) -> Step:
-    if slot.pid is None or slot.doom is not None:
-        return fleet, ()
-    return _with(fleet, seat.doomed(slot, cause)), (Send(slot.number, slot.pid, signal.SIGKILL, cause),)
-
-
-def _holder(fleet: Fleet, number: int, pid: int) -> Slot | None:
-    """The slot, if that process sits in it."""
-    slot = fleet.slots[number]
-    return slot if slot.is_live and slot.pid == pid else None
-
-
-def _with(fleet: Fleet, slot: Slot) -> Fleet:
-    return replace(fleet, slots={**fleet.slots, slot.number: slot})

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from reconsup.fleet.morgue import INCARNATION_BYTES, ROW_BYTES_MAX, Death, Morgue
 from reconsup.fleet.shared import Integer, Moment, Text
-from reconsup.fleet.slot import LIVE, MONITOR, PROBE, Cause, Slot, WorkerState
+from reconsup.fleet.slot import LIVE, PROBE, SPARE, Cause, Slot, WorkerState, worker_id
 
 _STATES = tuple(WorkerState)
 _CAUSES = tuple(Cause)
@@ -29,6 +29,8 @@ _SUPERVISOR_SLOTS = Integer("q", 16)
 _SUPERVISOR_BOOT_ID = Text(24, INCARNATION_BYTES)
 _SUPERVISOR_PHASE = Text(56, 16)
 _SUPERVISOR_VERSION = Text(88, 64)
+_SUPERVISOR_WANTED = Integer("q", 160)
+_SUPERVISOR_RELOAD = Text(216, 32)
 # … and what the monitor says of the work that waits.
 _OLDEST_DUE = Moment(192)
 _BEHIND = Moment(200)
@@ -89,7 +91,9 @@ class CellView:
 
 @dataclass(frozen=True, slots=True)
 class SupervisorView:
-    """The supervisor above this fleet. `started_at` is wall clock; `phase` probing, running, draining or done."""
+    """The supervisor above this fleet. `started_at` is wall clock; `phase` probing, running, draining or done; `slots`
+    the seats there are, `wanted` how many workers there are to be; `reload` what became of the last new settings.
+    """
 
     pid: int
     boot_id: str
@@ -97,6 +101,8 @@ class SupervisorView:
     version: str
     phase: str
     slots: int
+    wanted: int = 0
+    reload: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,20 +161,20 @@ class Cell:
 
 
 class Scoreboard:
-    """The mapping. `slots_max` bounds the slot numbers; MONITOR and PROBE have cells of their own."""
+    """The mapping: a cell for every worker there can be, the spare one, MONITOR and PROBE."""
 
-    def __init__(self, base: str, slots_max: int) -> None:
+    def __init__(self, base: str) -> None:
         self.base = base
-        self.slots_max = slots_max
-        self._memory = mmap.mmap(-1, _HEAD_BYTES + (slots_max + 2) * _CELL_BYTES)
+        # pages that nobody writes to take no memory
+        self._memory = mmap.mmap(-1, _HEAD_BYTES + (SPARE + 1 - PROBE) * _CELL_BYTES)
         self._morgue = Morgue(base)
         self.doorbell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     # for everybody
 
     def worker_id(self, slot: int) -> str:
-        """`BASE-SLOT`, for the two helpers `BASE-monitor` and `BASE-probe`."""
-        return f"{self.base}-{ {MONITOR: 'monitor', PROBE: 'probe'}.get(slot, slot) }"
+        """`BASE-SLOT`; for others `BASE-monitor`, `BASE-probe`, `BASE-spare`."""
+        return worker_id(self.base, slot)
 
     def supervisor(self) -> SupervisorView:
         """The supervisor's facts."""
@@ -179,11 +185,15 @@ class Scoreboard:
             version=_SUPERVISOR_VERSION.get(self._memory, _HEAD) or "",
             phase=_SUPERVISOR_PHASE.get(self._memory, _HEAD) or "",
             slots=_SUPERVISOR_SLOTS.get(self._memory, _HEAD),
+            wanted=_SUPERVISOR_WANTED.get(self._memory, _HEAD),
+            reload=_SUPERVISOR_RELOAD.get(self._memory, _HEAD),
         )
 
-    def slots(self) -> range:
-        """The workers' slot numbers."""
-        return range(_SUPERVISOR_SLOTS.get(self._memory, _HEAD))
+    def slots(self) -> list[int]:
+        """The workers' slot numbers; the spare seat's while somebody sits there."""
+        seats = list(range(_SUPERVISOR_SLOTS.get(self._memory, _HEAD)))
+        is_spare_taken = _STATES[_SLOT_STATE.get(self._memory, self._record(SPARE))] is not WorkerState.EMPTY
+        return [*seats, SPARE] if is_spare_taken else seats
 
     def read(self, slot: int) -> CellView:
         """One slot at this moment."""
@@ -246,12 +256,20 @@ class Scoreboard:
 
     def open(self, *, pid: int, boot_id: str, started_at: float, version: str, slots: int) -> None:
         """Write the supervisor's facts."""
-        assert slots <= self.slots_max
         _SUPERVISOR_PID.set(self._memory, _HEAD, pid)
         _SUPERVISOR_BOOT_ID.set(self._memory, _HEAD, boot_id)
         _SUPERVISOR_STARTED_AT.set(self._memory, _HEAD, started_at)
         _SUPERVISOR_VERSION.set(self._memory, _HEAD, version)
+        self.set_seats(slots, slots)
+
+    def set_seats(self, slots: int, wanted: int) -> None:
+        """How many seats there are, and how many workers there are to be."""
         _SUPERVISOR_SLOTS.set(self._memory, _HEAD, slots)
+        _SUPERVISOR_WANTED.set(self._memory, _HEAD, wanted)
+
+    def set_reload(self, news: str) -> None:
+        """What becomes, or became, of new settings: one word."""
+        _SUPERVISOR_RELOAD.set(self._memory, _HEAD, news)
 
     def set_phase(self, phase: str) -> None:
         """What the fleet as a whole does."""
@@ -306,5 +324,5 @@ class Scoreboard:
             os.eventfd_read(self.doorbell_fd)
 
     def _record(self, slot: int) -> int:
-        assert PROBE <= slot < self.slots_max
+        assert PROBE <= slot <= SPARE
         return _HEAD_BYTES + (slot - PROBE) * _CELL_BYTES

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reconsup.fleet import plan
+from reconsup.fleet import journal, plan
 from reconsup.fleet.notify import Notifier
-from reconsup.fleet.plan import Bury, Command, Finish, Limits, Phase, Send, Spawn
+from reconsup.fleet.plan import Accept, Bury, Command, Finish, Fleet, Limits, Phase, Refuse, Send, Spawn, Terms
 from reconsup.fleet.posix import (
     MONITOR,
     PROBE,
@@ -33,8 +33,11 @@ from reconsup.fleet.posix import (
     draw_incarnation,
     fork,
 )
-from reconsup.fleet.slot import Cause, Slot
+from reconsup.fleet.slot import SPARE, Cause
 from reconsup.logs import get_logger
+
+LOOK_SECONDS = 5.0  # how often to look at what children say of their memory, and the monitor of the work that waits
+AWAY_SECONDS = 1.0  # later than this the loop was not just busy: somebody had stopped it
 
 _log = get_logger()
 
@@ -53,26 +56,47 @@ class Roles:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """How many, under which name (`base`), and the plan's time-outs. The metrics directory is handed on in Seat."""
+class Setup:
+    """What the settings say: what the children do, how many workers at least and at most, and the plan's limits."""
 
-    base: str
-    workers: int
-    version: str
-    metrics_directory: Path
+    roles: Roles
+    least: int
+    most: int
     limits: Limits = field(default_factory=Limits)
 
 
-def run(roles: Roles, options: Options) -> int:
-    """Supervise until told to stop, or until there is no point; the exit code. From the main thread, once."""
-    return _Supervisor(roles, options).run()
+class SetupRefused(Exception):
+    """New settings cannot be used as they are: why, a sentence each. Everything stays as it was."""
+
+    def __init__(self, *sentences: str) -> None:
+        self.sentences = sentences
+        super().__init__("; ".join(sentences))
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What stays as long as the supervisor runs: its name (`base`) and where the metrics' files are."""
+
+    base: str
+    version: str
+    metrics_directory: Path
+
+
+def run(setup: Setup, options: Options, reload: Callable[[], Setup]) -> int:
+    """Supervise until told to stop, or until there is no point; the exit code. From the main thread, once.
+
+    `reload` reads the settings again, at HUP; it may raise SetupRefused.
+    """
+    return _Supervisor(setup, options, reload).run()
 
 
 class _Supervisor:
-    def __init__(self, roles: Roles, options: Options) -> None:
-        self._roles = roles
+    def __init__(self, setup: Setup, options: Options, reload: Callable[[], Setup]) -> None:
+        self._setups = {0: setup}  # generation → settings; at most the ones in force and those on offer
+        self._readings = 0
         self._options = options
-        self._board = Scoreboard(options.base, options.workers)
+        self._reload = reload
+        self._board = Scoreboard(options.base)
         self._bell = Bell()
         self._lifeline = Lifeline()
         self._notifier = Notifier()
@@ -81,7 +105,9 @@ class _Supervisor:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._notes, selectors.EVENT_READ)
         self._selector.register(self._board.doorbell_fd, selectors.EVENT_READ)
-        self._fleet = plan.new(options.workers, options.limits, time.monotonic())
+        self._fleet = plan.new(_terms(setup, 0), time.monotonic())
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._load_at = 0.0
         self._exit_code: int | None = None
 
     def run(self) -> int:
@@ -93,6 +119,7 @@ class _Supervisor:
                 self._signalled(number)
             self._listen_to_children()
             self._reap()
+            self._look_around()
             self._happen(plan.Tick())
             self._tell_systemd()
         self._notes.end()
@@ -101,27 +128,59 @@ class _Supervisor:
 
     def _open(self) -> None:
         boot_id = secrets.token_hex(8)
+        workers = self._fleet.wanted
         self._board.open(
-            pid=os.getpid(),
-            boot_id=boot_id,
-            started_at=time.time(),
-            version=self._options.version,
-            slots=self._options.workers,
+            pid=os.getpid(), boot_id=boot_id, started_at=time.time(), version=self._options.version, slots=workers
         )
         self._board.set_phase(self._fleet.phase)
-        _log.info("supervisor_started", pid=os.getpid(), workers=self._options.workers, boot_id=boot_id)
+        _log.info("supervisor_started", pid=os.getpid(), workers=workers, boot_id=boot_id)
         # the collector would write to every object's header, and so copy the pages that the children share
         gc.collect()
         gc.freeze()
 
     def _wait(self) -> None:
+        """Until something happens or is due. Who was stopped meanwhile (SIGSTOP, a frozen host) has lost that time."""
+        began = time.monotonic()
         deadline = plan.next_deadline(self._fleet)
-        self._selector.select(None if deadline is None else max(deadline - time.monotonic(), 0))
+        due = self._look_at if deadline is None else min(deadline, self._look_at)
+        pause = max(due - began, 0)
+        self._selector.select(pause)
+        away = time.monotonic() - began - pause
+        if away > AWAY_SECONDS:
+            _log.warning("supervisor_was_stopped", seconds=round(away, 1))
+            self._happen(plan.Overslept(away + pause))  # nobody knows when in the pause it began
 
     def _signalled(self, number: signal.Signals) -> None:
-        if number is not signal.SIGCHLD:  # that one is only a hint to look
-            _log.info("signal_received", signal=number.name)
+        if number is signal.SIGCHLD:  # only a hint to look
+            return
+        _log.info("signal_received", signal=number.name)
+        if number is signal.SIGHUP:
+            self._read_settings()
+        else:
             self._happen(plan.Signalled(number))
+
+    def _read_settings(self) -> None:
+        """All or nothing: what cannot be read, or cannot be changed, changes nothing."""
+        if self._fleet.phase is Phase.DRAINING:
+            return
+        try:
+            setup = self._reload()
+        except SetupRefused as refused:
+            self._refuse(*refused.sentences)
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody's work may end for it
+            self._refuse(f"{type(error).__name__}: {error}")
+            return
+        self._readings += 1
+        self._setups[self._readings] = setup
+        _log.info("reload_begun", generation=self._readings)
+        self._board.set_reload("begun")
+        self._happen(plan.Reload(_terms(setup, self._readings)))
+
+    def _refuse(self, *sentences: str) -> None:
+        for sentence in sentences:
+            _log.error("reload_refused", error=sentence, todo="nothing has changed: correct it and send HUP again")
+        self._board.set_reload("refused")
 
     def _listen_to_children(self) -> None:
         """Take in what the children said of themselves."""
@@ -134,6 +193,27 @@ class _Supervisor:
             elif known is not said and said is WorkerState.DRAINING:
                 self._happen(plan.Leaving(number, child.pid))
 
+    def _look_around(self) -> None:
+        """Who seems late may have given a sign of life since; now and then, what has grown, and what waits."""
+        now = time.monotonic()
+        for number, child in list(self._children.items()):
+            slot = self._fleet.slots[number]
+            if slot.state is WorkerState.READY and slot.deadline is not None and slot.deadline <= now:
+                beat = self._board.read(number).beat
+                if beat is not None and slot.ready_at is not None and beat >= slot.ready_at:
+                    self._happen(plan.Beat(number, child.pid, beat))
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_SECONDS
+        for number, child in list(self._children.items()):
+            size = self._board.read(number).memory_bytes
+            if size is not None:
+                self._happen(plan.Grown(number, child.pid, size))
+        load = self._board.load()
+        if load is not None and load.at > self._load_at:
+            self._load_at = load.at
+            self._happen(plan.Loaded(load.oldest_due_seconds, load.behind_seconds))
+
     def _reap(self) -> None:
         """Look at every child: signals of several deaths come as one."""
         for number, child in list(self._children.items()):
@@ -143,7 +223,7 @@ class _Supervisor:
                 if pidfd is not None:
                     self._selector.unregister(pidfd)
                 del self._children[number]
-                self._happen(plan.Exited(number, child.pid, code, random.random()))  # noqa: S311 - jitter
+                self._happen(plan.Exited(number, child.pid, code, _chance()))
 
     def _happen(self, event: plan.Event) -> None:
         """Let the plan take in an event, and what performing its commands brings about."""
@@ -157,35 +237,44 @@ class _Supervisor:
 
     def _perform(self, command: Command) -> list[plan.Event]:
         match command:
-            case Spawn(number):
-                return [self._spawn(number)]
-            case Send(number, pid, signal_number, cause):
+            case Spawn():
+                return [self._spawn(command)]
+            case Send(number, _, signal_number):
+                journal.tell_sent(self._board, command, time.monotonic())
                 self._children[number].send(signal_number)
-                if cause is not None:
-                    _log.warning("killed", worker_id=self._board.worker_id(number), pid=pid, cause=cause)
             case Bury():
                 self._bury(command)
+            case Accept(generation):
+                self._setups = {number: setup for number, setup in self._setups.items() if number >= generation}
+                _log.info("reload_accepted", generation=generation)
+                self._board.set_reload("accepted")
+            case Refuse(generation, cause):
+                self._setups.pop(generation, None)
+                todo = "nothing has changed: correct the settings and send HUP again"
+                _log.error("reload_failed", generation=generation, cause=cause, todo=todo)
+                self._board.set_reload("failed")
             case Finish(code):
                 self._exit_code = code
         return []
 
-    def _spawn(self, number: int) -> plan.Event:
+    def _spawn(self, spawn: Spawn) -> plan.Event:
+        number, roles = spawn.slot, self._setups[spawn.generation].roles
         self._board.clear(number)
         try:
-            child = fork(lambda: self._be(number), self._leave_behind, self._board.worker_id(number))
+            child = fork(lambda: self._be(number, roles), self._leave_behind, self._board.worker_id(number))
         except OSError as error:
             _log.error("fork_failed", worker_id=self._board.worker_id(number), error=str(error))
-            return plan.NotForked(number, random.random())  # noqa: S311 - jitter
+            return plan.NotForked(number, _chance())
         self._children[number] = child
         if child.pidfd is not None:
             self._selector.register(child.pidfd, selectors.EVENT_READ)
-        return plan.Forked(number, child.pid)
+        return plan.Forked(number, child.pid, _chance())
 
-    def _be(self, number: int) -> int:
+    def _be(self, number: int, roles: Roles) -> int:
         """The child's life."""
         incarnation = draw_incarnation()
         self._board.cell(number).set_incarnation(incarnation)
-        role = {MONITOR: self._roles.monitor, PROBE: self._roles.probe}.get(number, self._roles.worker)
+        role = {MONITOR: roles.monitor, PROBE: roles.probe}.get(number, roles.worker)
         return role(
             Seat(
                 slot=number,
@@ -208,40 +297,30 @@ class _Supervisor:
 
     def _bury(self, bury: Bury) -> None:
         incarnation = self._board.bury(bury.slot, bury.cause)
-        if bury.is_unasked:
+        if not bury.is_asked or bury.cause in (Cause.RELOAD, Cause.RECYCLE):
             self._board.count(bury.slot, bury.cause)
         self._bell.ring()  # the monitor looks at once
-        slot = self._fleet.slots[bury.slot]
-        is_expected = bury.cause is Cause.CLEAN and not bury.is_unasked
-        (_log.info if is_expected else _log.warning)(
-            "process_left",
-            worker_id=self._board.worker_id(bury.slot),
-            pid=bury.pid,
-            incarnation=incarnation,
-            cause=bury.cause,
-            **_told(bury.code),
-            next=_next(slot, time.monotonic()),
-        )
+        journal.tell_left(self._board, bury, self._fleet.slots[bury.slot], incarnation, None, time.monotonic())
 
-    def _show(self, before: plan.Fleet) -> None:
+    def _show(self, before: Fleet) -> None:
         """Put on the scoreboard, and in the log, what has changed."""
-        if before is self._fleet:
+        after = self._fleet
+        if before is after:
             return
-        for number, slot in self._fleet.slots.items():
-            if slot is not before.slots[number]:
+        for number, slot in after.slots.items():
+            known = before.slots.get(number)
+            if slot is not known:
                 self._board.show(slot)
-                self._log_change(before.slots[number], slot)
-        if before.phase is not self._fleet.phase:
-            self._board.set_phase(self._fleet.phase)
-            _log.info("phase", phase=self._fleet.phase)
-
-    def _log_change(self, before: Slot, after: Slot) -> None:
-        worker_id = self._board.worker_id(after.number)
-        if after.pid is not None and before.pid is None:
-            _log.info("process_forked", worker_id=worker_id, pid=after.pid, restarts=after.restarts)
-        if after.state is WorkerState.READY and after.started is not None and after.ready_at is not None:
-            seconds = round(after.ready_at - after.started, 4)
-            _log.info("process_ready", worker_id=worker_id, pid=after.pid, ready_seconds=seconds)
+                journal.tell_change(self._board, known, slot)
+        taken = [
+            slot.number for slot in after.workers() if slot.number != SPARE and slot.state is not WorkerState.EMPTY
+        ]
+        self._board.set_seats(max((after.wanted, *(number + 1 for number in taken))), after.wanted)
+        if before.phase is not after.phase:
+            self._board.set_phase(after.phase)
+        news = journal.tell_fleet(before, after)
+        if news is not None:
+            self._board.set_reload(news)
 
     def _tell_systemd(self) -> None:
         fleet = self._fleet
@@ -254,15 +333,9 @@ class _Supervisor:
         self._notifier.say(**news)
 
 
-def _told(code: int) -> dict[str, object]:
-    """An exit code or a signal, as the log tells it."""
-    return {"exit_code": code} if code >= 0 else {"signal": signal.Signals(-code).name}
+def _terms(setup: Setup, generation: int) -> Terms:
+    return Terms(generation, setup.least, setup.most, setup.limits)
 
 
-def _next(slot: Slot, now: float) -> str:
-    """What becomes of the slot, as the log tells it."""
-    if slot.state is WorkerState.PARKED:
-        return "parked: it is not started again"
-    if slot.deadline is None:
-        return "stays empty"
-    return f"starts again in {max(slot.deadline - now, 0):.2f} s"
+def _chance() -> float:
+    return random.random()  # noqa: S311 - jitter

@@ -125,7 +125,7 @@ def reconciler(databases: Sequence[Database], *, slot: int = 0, batch_size: int 
         poll_interval_seconds=15.0,
         policies={NETWORK: Policy(audits_balances=False)},
     )
-    cell = Scoreboard("bench", slot + 1).cell(slot)
+    cell = Scoreboard("bench").cell(slot)
     return Reconciler(duty, databases, cell, Pauses().pause(), is_served=lambda _: True)
 
 

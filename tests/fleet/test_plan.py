@@ -1,8 +1,7 @@
 """The plan: every state × event as a table, stories as lists of events. Nothing is forked here."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from signal import SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, Signals
+from signal import SIGHUP, SIGINT, SIGQUIT, SIGTERM, Signals
 
 import pytest
 
@@ -13,85 +12,45 @@ from reconsup.fleet.plan import (
     Event,
     Exited,
     Finish,
-    Fleet,
     Forked,
     Leaving,
-    Limits,
     NotForked,
     Phase,
     Ready,
-    Send,
     Signalled,
-    Spawn,
+    Terms,
     Tick,
 )
 from reconsup.fleet.slot import MONITOR, PROBE, Cause, Slot, WorkerState
-
-NOW = 1000.0
-LIMITS = Limits(boot_seconds=60, drain_seconds=30, start_seconds=70, farewell_seconds=5, again_seconds=1)
-PIDS = {PROBE: 10, MONITOR: 11, 0: 100, 1: 101, 2: 102}
-
-BOOTING, READY, DRAINING = WorkerState.BOOTING, WorkerState.READY, WorkerState.DRAINING
-EMPTY, DEAD, BACKOFF, PARKED = WorkerState.EMPTY, WorkerState.DEAD, WorkerState.BACKOFF, WorkerState.PARKED
-
-
-def play(fleet: Fleet, *events: Event | float, now: float = NOW) -> tuple[Fleet, list[Command]]:
-    """Feed the events; a number lets so many seconds pass. The fleet and all commands."""
-    commands: list[Command] = []
-    for event in events:
-        if isinstance(event, float):
-            now += event
-        else:
-            fleet, more = plan.step(fleet, event, now)
-            commands += more
-    return fleet, commands
-
-
-def probing(workers: int = 2) -> Fleet:
-    """The probe runs."""
-    fleet, _ = play(plan.new(workers, LIMITS, NOW), Tick(), Forked(PROBE, PIDS[PROBE]))
-    return fleet
-
-
-def running(workers: int = 2) -> Fleet:
-    """Everybody is ready, for five seconds."""
-    fleet, _ = play(probing(workers), Exited(PROBE, PIDS[PROBE], 0, 0.0), now=NOW - 5)
-    for number in (MONITOR, *range(workers)):
-        fleet, commands = play(fleet, Tick(), Forked(number, PIDS[number]), Ready(number, PIDS[number]), now=NOW - 5)
-        assert commands == [Spawn(number)]
-    return fleet
-
-
-def states(fleet: Fleet) -> list[WorkerState]:
-    return [slot.state for slot in fleet.workers()]
-
-
-def term(slot: int) -> Send:
-    return Send(slot, PIDS[slot], SIGTERM)
-
-
-def kill(slot: int, cause: Cause) -> Send:
-    return Send(slot, PIDS[slot], SIGKILL, cause)
-
-
-def died(slot: int, code: int = -9) -> Exited:
-    return Exited(slot, PIDS[slot], code, 0.0)
-
-
-def buried(commands: Sequence[Command]) -> list[tuple[int, Cause]]:
-    return [(each.slot, each.cause) for each in commands if isinstance(each, Bury)]
-
-
-def others(commands: Sequence[Command]) -> list[Command]:
-    return [each for each in commands if not isinstance(each, Bury)]
-
+from tests.fleet.plays import (
+    BACKOFF,
+    BOOTING,
+    DEAD,
+    DRAINING,
+    EMPTY,
+    LIMITS,
+    NOW,
+    PARKED,
+    READY,
+    abort,
+    buried,
+    died,
+    kill,
+    others,
+    play,
+    probing,
+    running,
+    spawn,
+    states,
+    term,
+)
 
 # Every state × every event, while running. What is not in the table changes nothing and commands nothing.
 
 SLOTS = {
     EMPTY: Slot(0, EMPTY, deadline=NOW + 5),
     BOOTING: Slot(0, BOOTING, deadline=NOW + 5, pid=100, started=NOW - 1, forks=1),
-    READY: Slot(0, READY, pid=100, started=NOW - 2, ready_at=NOW - 1, forks=1),
+    READY: Slot(0, READY, deadline=NOW + 5, pid=100, started=NOW - 2, ready_at=NOW - 1, forks=1),
     DRAINING: Slot(0, DRAINING, deadline=NOW + 5, pid=100, started=NOW - 2, ready_at=NOW - 1, forks=1),
     DEAD: Slot(0, DEAD, deadline=NOW + 5, forks=1),
     BACKOFF: Slot(0, BACKOFF, deadline=NOW + 5, forks=2),
@@ -113,26 +72,27 @@ EVENTS: dict[str, Event] = {
     "INT": Signalled(SIGINT),
     "QUIT": Signalled(SIGQUIT),
 }
-SPAWN, TERM, DRAIN_KILL, BOOT_KILL, STOP_KILL = (
-    (Spawn(0),),
+SPAWN, TERM, DRAIN_ABORT, BOOT_ABORT, STOP_KILL = (
+    (spawn(0),),
     (term(0),),
-    (kill(0, Cause.DRAIN),),
-    (kill(0, Cause.BOOT),),
+    (abort(0, Cause.DRAIN),),
+    (abort(0, Cause.BOOT),),
     (kill(0, Cause.STOP),),
 )
 CHANGES: dict[tuple[WorkerState, str], tuple[WorkerState, tuple[Command, ...]]] = {
     (EMPTY, "late tick"): (BOOTING, SPAWN),
     (DEAD, "late tick"): (BOOTING, SPAWN),
     (BACKOFF, "late tick"): (BOOTING, SPAWN),
-    (BOOTING, "late tick"): (BOOTING, BOOT_KILL),
-    (DRAINING, "late tick"): (DRAINING, DRAIN_KILL),
+    (BOOTING, "late tick"): (BOOTING, BOOT_ABORT),
+    (DRAINING, "late tick"): (DRAINING, DRAIN_ABORT),
+    (READY, "late tick"): (READY, (abort(0, Cause.HANG),)),
     (BOOTING, "ready"): (READY, ()),
     (BOOTING, "leaving"): (DRAINING, ()),
     (READY, "leaving"): (DRAINING, ()),
-    **{(live, "crash"): (DEAD, (Bury(0, 100, 1, Cause.CRASH, True),)) for live in (BOOTING, READY, DRAINING)},
-    **{(live, "69"): (BACKOFF, (Bury(0, 100, 69, Cause.DEPENDENCY, True),)) for live in (BOOTING, READY, DRAINING)},
-    **{(live, "78"): (PARKED, (Bury(0, 100, 78, Cause.CONFIG, True),)) for live in (BOOTING, READY, DRAINING)},
-    **{(live, "0"): (DEAD, (Bury(0, 100, 0, Cause.CLEAN, True),)) for live in (BOOTING, READY, DRAINING)},
+    **{(live, "crash"): (DEAD, (Bury(0, 100, 1, Cause.CRASH, False),)) for live in (BOOTING, READY, DRAINING)},
+    **{(live, "69"): (BACKOFF, (Bury(0, 100, 69, Cause.DEPENDENCY, False),)) for live in (BOOTING, READY, DRAINING)},
+    **{(live, "78"): (PARKED, (Bury(0, 100, 78, Cause.CONFIG, False),)) for live in (BOOTING, READY, DRAINING)},
+    **{(live, "0"): (DEAD, (Bury(0, 100, 0, Cause.CLEAN, False),)) for live in (BOOTING, READY, DRAINING)},
     **{(idle, number): (DEAD, ()) for idle in (DEAD, BACKOFF) for number in ("TERM", "INT", "QUIT")},
     **{(live, number): (DRAINING, TERM) for live in (BOOTING, READY) for number in ("TERM", "INT")},
     **{(live, "QUIT"): (live, STOP_KILL) for live in (BOOTING, READY, DRAINING)},
@@ -165,16 +125,16 @@ def test_when_done_nothing_happens_any_more(event: Event) -> None:
 
 
 def test_probe_comes_first_and_alone() -> None:
-    fleet, commands = play(plan.new(2, LIMITS, NOW), Tick(), Forked(PROBE, 10), Tick(), 60.0, Tick())
+    fleet, commands = play(plan.new(Terms(0, 2, 2, LIMITS), NOW), Tick(), Forked(PROBE, 10), Tick(), 60.0, Tick())
 
-    assert (fleet.phase, commands) == (Phase.PROBING, [Spawn(PROBE)])
+    assert (fleet.phase, commands) == (Phase.PROBING, [spawn(PROBE)])
 
 
 def test_after_a_good_probe_monitor_and_workers_start_one_a_tick() -> None:
     fleet, commands = play(probing(), died(PROBE, 0), Tick(), Tick(), Tick(), Tick())
 
     assert fleet.phase is Phase.RUNNING
-    assert commands == [Bury(PROBE, 10, 0, Cause.CLEAN, False), Spawn(MONITOR), Spawn(0), Spawn(1)]
+    assert commands == [Bury(PROBE, 10, 0, Cause.CLEAN, True), spawn(MONITOR), spawn(0), spawn(1)]
 
 
 @pytest.mark.parametrize(("code", "exit_code"), [(69, 69), (78, 78)])
@@ -185,9 +145,9 @@ def test_bad_probe_ends_the_supervisor(code: int, exit_code: int) -> None:
 
 
 def test_probe_that_hangs_is_killed_and_counts_as_unavailable() -> None:
-    _fleet, commands = play(probing(), 70.0, Tick(), died(PROBE))
+    _fleet, commands = play(probing(), 70.0, Tick(), 2.0, Tick(), died(PROBE))
 
-    assert others(commands) == [kill(PROBE, Cause.BOOT), Finish(69)]
+    assert others(commands) == [abort(PROBE, Cause.BOOT), kill(PROBE, Cause.BOOT), Finish(69)]
 
 
 def test_probe_that_crashes_is_tried_again_then_given_up() -> None:
@@ -196,7 +156,7 @@ def test_probe_that_crashes_is_tried_again_then_given_up() -> None:
         fleet, more = play(fleet, died(PROBE, 1), 30.0, Tick(), Forked(PROBE, 10), now=NOW)
         commands += more
 
-    assert commands.count(Spawn(PROBE)) == 5
+    assert commands.count(spawn(PROBE)) == 5
     assert (fleet.phase, commands[-1]) == (Phase.DONE, Finish(70))
 
 
@@ -207,11 +167,11 @@ def test_term_while_probing_is_a_clean_end() -> None:
 
 
 def test_term_between_spawn_and_fork_reaches_the_probe() -> None:
-    fleet = plan.new(2, LIMITS, NOW)
+    fleet = plan.new(Terms(0, 2, 2, LIMITS), NOW)
 
     fleet, commands = play(fleet, Tick(), Signalled(SIGTERM), Forked(PROBE, 10), died(PROBE, -15))
 
-    assert others(commands) == [Spawn(PROBE), term(PROBE), Finish(0)]
+    assert others(commands) == [spawn(PROBE), term(PROBE), Finish(0)]
 
 
 # Running
@@ -220,7 +180,7 @@ def test_term_between_spawn_and_fork_reaches_the_probe() -> None:
 def test_crash_is_followed_by_a_spawn_in_the_same_slot() -> None:
     _fleet, commands = play(running(), died(1), Tick())
 
-    assert commands == [Bury(1, 101, -9, Cause.SIGNAL, True), Spawn(1)]
+    assert commands == [Bury(1, 101, -9, Cause.SIGNAL, False), spawn(1)]
 
 
 def test_crash_loop_parks_and_the_others_go_on() -> None:
@@ -231,7 +191,7 @@ def test_crash_loop_parks_and_the_others_go_on() -> None:
     fleet, commands = play(fleet, died(0, 3), 100.0, Tick())
 
     assert (fleet.phase, states(fleet), others(commands)) == (Phase.RUNNING, [PARKED, READY], [])
-    assert plan.next_deadline(fleet) is None
+    assert commands[-1] == Bury(0, 100, 3, Cause.CRASH, False)
 
 
 def test_all_parked_gives_up_with_70_and_the_monitor_leaves_last() -> None:
@@ -245,10 +205,10 @@ def test_unready_worker_is_killed_at_the_boot_deadline_and_replaced() -> None:
     fleet, _ = play(running(), died(0), Tick(), Forked(0, 100))
 
     fleet, early = play(fleet, 59.9, Tick())
-    fleet, commands = play(fleet, 60.0, Tick(), Tick(), died(0), Tick())
+    fleet, commands = play(fleet, 60.0, Tick(), Tick(), died(0, -6), Tick())
 
     assert early == []
-    assert commands == [kill(0, Cause.BOOT), Bury(0, 100, -9, Cause.BOOT, True)]
+    assert commands == [abort(0, Cause.BOOT), Bury(0, 100, -6, Cause.BOOT, False)]
     assert states(fleet) == [BACKOFF, READY]
 
 
@@ -263,7 +223,7 @@ def test_monitor_is_restarted_and_never_ends_the_fleet() -> None:
     fleet, spawned = running(), 0
     for _ in range(20):
         fleet, commands = play(fleet, died(MONITOR, 1), 30.0, Tick(), Forked(MONITOR, 11), Ready(MONITOR, 11))
-        spawned += commands.count(Spawn(MONITOR))
+        spawned += commands.count(spawn(MONITOR))
 
     assert (fleet.phase, spawned) == (Phase.RUNNING, 20)
     assert play(fleet, died(MONITOR, 78))[0].phase is Phase.RUNNING
@@ -272,20 +232,20 @@ def test_monitor_is_restarted_and_never_ends_the_fleet() -> None:
 def test_failed_fork_is_tried_again_later() -> None:
     fleet, commands = play(running(), died(0), Tick(), NotForked(0, 0.0), Tick(), 0.25, Tick(), Forked(0, 200))
 
-    assert others(commands) == [Spawn(0), Spawn(0)]
+    assert others(commands) == [spawn(0), spawn(0)]
     assert (fleet.slots[0].pid, fleet.slots[0].restarts) == (200, 1)
 
 
 def test_worker_that_was_told_to_leave_by_somebody_else_is_not_waited_for_endlessly() -> None:
-    _fleet, commands = play(running(), Leaving(0, 100), 30.0, Tick(), died(0), Tick())
+    _fleet, commands = play(running(), Leaving(0, 100), 30.0, Tick(), 0.15, Tick(), died(0), Tick())
 
-    assert commands == [kill(0, Cause.DRAIN), Bury(0, 100, -9, Cause.DRAIN, True), Spawn(0)]
+    assert commands == [abort(0, Cause.DRAIN), kill(0, Cause.DRAIN), Bury(0, 100, -9, Cause.DRAIN, False), spawn(0)]
 
 
 def test_dependency_exits_never_end_the_fleet() -> None:
     fleet = running(1)
     for _ in range(200):
-        fleet, _ = play(fleet, died(0, 69), 1.25, Tick(), Forked(0, 100))
+        fleet, _ = play(fleet, died(0, 69), 20.0, Tick(), Forked(0, 100))
 
     assert (fleet.phase, states(fleet)) == (Phase.RUNNING, [BOOTING])
 
@@ -327,24 +287,24 @@ def test_backoff_ends_with_the_drain() -> None:
 
     fleet, commands = play(fleet, Signalled(SIGTERM), 100.0, Tick())
 
-    assert Spawn(0) not in commands
+    assert spawn(0) not in commands
     assert fleet.slots[0].state is DEAD
 
 
 def test_late_worker_is_killed_at_the_drain_deadline() -> None:
     fleet, early = play(running(), Signalled(SIGTERM), died(1, 0), 29.9, Tick())
-    fleet, commands = play(fleet, Tick(), Tick(), died(0), now=NOW + 30)
+    fleet, commands = play(fleet, Tick(), 0.15, Tick(), Tick(), died(0), now=NOW + 30)
 
-    assert kill(0, Cause.DRAIN) not in early
-    assert commands == [kill(0, Cause.DRAIN), Bury(0, 100, -9, Cause.DRAIN, False), term(MONITOR)]
+    assert abort(0, Cause.DRAIN) not in early
+    assert commands == [abort(0, Cause.DRAIN), kill(0, Cause.DRAIN), Bury(0, 100, -9, Cause.DRAIN, True), term(MONITOR)]
 
 
 def test_late_monitor_is_killed_after_its_farewell() -> None:
     fleet, _ = play(running(1), Signalled(SIGTERM), 20.0, died(0, 0))
 
     assert plan.next_deadline(fleet) == NOW + 25
-    _, commands = play(fleet, Tick(), died(MONITOR), now=NOW + 25)
-    assert others(commands) == [kill(MONITOR, Cause.DRAIN), Finish(0)]
+    _, commands = play(fleet, Tick(), 0.15, Tick(), died(MONITOR), now=NOW + 25)
+    assert others(commands) == [abort(MONITOR, Cause.DRAIN), kill(MONITOR, Cause.DRAIN), Finish(0)]
 
 
 def test_the_same_signal_within_a_second_is_one_signal() -> None:

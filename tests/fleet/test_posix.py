@@ -267,7 +267,7 @@ def test_each_ring_wakes_every_process() -> None:
 
 
 def sharing() -> None:
-    board = Scoreboard("toy", 2)
+    board = Scoreboard("toy")
 
     def write() -> int:
         cell = board.cell(1)

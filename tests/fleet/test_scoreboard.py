@@ -9,13 +9,13 @@ from reconsup.fleet.bell import Bell
 from reconsup.fleet.morgue import Death, Morgue
 from reconsup.fleet.posix import MONITOR, PROBE, Cause, Scoreboard, Seat, WorkerState
 from reconsup.fleet.shared import Integer, Text
-from reconsup.fleet.slot import Slot
+from reconsup.fleet.slot import SPARE, Slot
 
 INCARNATION = "0123456789abcdef"
 
 
 def board(slots: int = 3) -> Scoreboard:
-    made = Scoreboard("host", slots)
+    made = Scoreboard("host")
     made.open(pid=42, boot_id=INCARNATION, started_at=1.5e9, version="1.2.3", slots=slots)
     return made
 
@@ -140,7 +140,7 @@ def test_a_text_whose_writer_was_killed_is_unknown_until_the_next_one_writes() -
 
 
 def test_a_slot_number_that_does_not_exist_is_a_bug() -> None:
-    for number in (-3, 3):
+    for number in (-3, SPARE + 1):
         with pytest.raises(AssertionError):
             board().read(number)
 

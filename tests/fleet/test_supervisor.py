@@ -68,7 +68,8 @@ def test_who_does_not_leave_in_time_is_killed(tmp_path: Path) -> None:
         assert stage.end() == 0
         assert time.monotonic() - started_at >= 0.3
         assert len(stage.told("ignored", signal=TERM)) == 1
-        assert [each["cause"] for each in stage.logged("killed", worker_id="toy-0")] == ["drain"]
+        assert len(stage.logged("process_not_gone_in_time", worker_id="toy-0")) == 1
+        assert [each["cause"] for each in stage.logged("process_left", worker_id="toy-0")] == ["drain"]
         assert [each["cause"] for each in stage.logged("process_left", worker_id="toy-1")] == ["clean"]
 
 
@@ -154,7 +155,8 @@ def test_a_worker_that_is_not_ready_in_time_is_killed_and_replaced(tmp_path: Pat
         stage.send(TERM)
 
         assert stage.end() == 0
-        assert stage.logged("killed", worker_id="toy-0")[0]["cause"] == "boot"
+        assert stage.logged("process_not_ready_in_time", worker_id="toy-0")
+        assert stage.logged("process_left", worker_id="toy-0")[0]["cause"] == "boot"
         assert stage.logged("process_left", worker_id="toy-0")[0]["cause"] == "boot"
         assert len(stage.told("born", slot=1)) == 1
 
@@ -164,8 +166,8 @@ def test_a_predecessors_readiness_does_not_count(tmp_path: Path) -> None:
     with on_stage(tmp_path, Play(workers=1, worker="silent-the-second-time", limits={"boot_seconds": 0.5})) as stage:
         os.kill(stage.until_ready(1)[0], KILL)
 
-        (killed,) = stage.until_logged("killed", worker_id="toy-0")
-        assert killed["cause"] == "boot"
+        killed = stage.until_logged("process_left", worker_id="toy-0", count=2)
+        assert [each["cause"] for each in killed] == ["signal", "boot"]
         assert len(stage.logged("process_ready", worker_id="toy-0")) == 1
 
 

@@ -55,8 +55,8 @@ def worker(seat):
 
 directory.mkdir(exist_ok=True)
 roles = supervisor.Roles(worker=worker, monitor=lambda seat: http.run(seat, settings), probe=lambda seat: 0)
-options = supervisor.Options(base="host", workers=2, version="0.1.0", metrics_directory=directory)
-sys.exit(supervisor.run(roles, options))
+options = supervisor.Options(base="host", version="0.1.0", metrics_directory=directory)
+sys.exit(supervisor.run(supervisor.Setup(roles, 2, 2), options, lambda: None))
 """
 
 

@@ -29,7 +29,7 @@ NOWHERE = "postgresql://127.0.0.1:1/nowhere"
 
 
 def new_seat() -> Seat:
-    scoreboard = Scoreboard("host", 4)
+    scoreboard = Scoreboard("host")
     scoreboard.open(pid=os.getpid(), boot_id="0" * 16, started_at=time.time(), version="1", slots=2)
     lifeline, _ = os.pipe()
     return Seat(MONITOR, "host", "0" * 16, scoreboard, Bell(), lifeline, Path(tempfile.gettempdir()))

@@ -39,7 +39,7 @@ STEPS_MAX = 200
 ETHER = 10**18
 LETTERS = 0xABCDEFABCDEFABCD << 96  # addresses have some, so that their case can differ
 
-_scoreboard = Scoreboard("desk", 8)
+_scoreboard = Scoreboard("desk")
 _numbers = itertools.count(1)
 
 

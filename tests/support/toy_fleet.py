@@ -11,15 +11,17 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from reconsup import logs
-from reconsup.fleet import posix, supervisor
+from reconsup.fleet import posix, scale, supervisor
 from reconsup.fleet.plan import Limits
 from reconsup.fleet.posix import Seat, WorkerState
+from reconsup.fleet.scoreboard import Load
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Play:
     probe: str = "ok"
     limits: dict[str, float] = field(default_factory=dict)
     twist: str = ""
+    most: int = 0  # 0: as many as `workers`
+    name: str = "first"  # told at birth
 
     def text(self) -> str:
         return json.dumps(asdict(self))
@@ -63,6 +67,7 @@ class Toy:
             "born",
             slot=seat.slot,
             owner=seat.owner,
+            play=self.play.name,
             sid=os.getsid(0),
             descriptors=_descriptors(),
             systemd=sum(name.startswith(("NOTIFY", "WATCHDOG")) for name in os.environ),
@@ -90,6 +95,17 @@ class Toy:
         os.kill(os.getpid(), signal.SIGTERM)
         self.tell("survived", slot=seat.slot)
         return 1
+
+    def _frozen(self, seat: Seat) -> int:
+        """Ready, and then no sign of life."""
+        self._ready(seat)
+        while True:
+            time.sleep(0.05)
+
+    def _loads(self, seat: Seat, name: str) -> int:
+        """A monitor that sees work wait until that file is there, and then none."""
+        seat.scoreboard.set_load(Load(0.0, 0.0, time.monotonic()))
+        return asyncio.run(self._loop(seat, is_calm=(self.directory / name).exists))
 
     def _silent(self, seat: Seat) -> int:
         """Never ready."""
@@ -135,7 +151,15 @@ class Toy:
         (self.directory / "died").touch() if is_first and seat.scoreboard.dead() else None
         return asyncio.run(self._loop(seat, looks=True, acknowledges=not is_first, dies=is_first))
 
-    async def _loop(self, seat: Seat, *, looks: bool = False, acknowledges: bool = False, dies: bool = False) -> int:
+    async def _loop(
+        self,
+        seat: Seat,
+        *,
+        looks: bool = False,
+        acknowledges: bool = False,
+        dies: bool = False,
+        is_calm: Callable[[], bool] | None = None,
+    ) -> int:
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
         listener = seat.bell.listen()
 
@@ -167,7 +191,13 @@ class Toy:
         loop.add_reader(listener.fileno(), look)
         self._ready(seat)
         look()
-        await stopping.wait()
+        while not stopping.is_set():
+            now = time.monotonic()
+            seat.cell.beat(now, "toy")
+            if is_calm is not None:
+                seat.scoreboard.set_load(Load(0.0 if is_calm() else 100.0, 0.0, now))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), 0.05)
         if looks:
             look()
         self.tell("left", slot=seat.slot)
@@ -193,6 +223,10 @@ def _twist(toy: Toy) -> None:
     match toy.play.twist:
         case "thread":
             threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+        case "quick":
+            # looks and scales at once
+            supervisor.LOOK_SECONDS = 0.05
+            scale.RISE_SECONDS, scale.FALL_SECONDS, scale.SETTLE_SECONDS = 0.1, 0.5, 0.1
         case "no-pidfd":
             # as on an old kernel
             posix._pidfd = lambda _: None  # type: ignore[assignment]
@@ -212,12 +246,26 @@ def main() -> int:
     logs.configure("json")
     toy = Toy(directory, play)
     _twist(toy)
-    return supervisor.run(
+    options = supervisor.Options(base="toy", version="0", metrics_directory=directory)
+    return supervisor.run(setup_of(toy), options, lambda: _again(directory))
+
+
+def setup_of(toy: Toy) -> supervisor.Setup:
+    play = toy.play
+    return supervisor.Setup(
         supervisor.Roles(worker=toy.worker, monitor=toy.monitor, probe=toy.probe),
-        supervisor.Options(
-            base="toy", workers=play.workers, version="0", metrics_directory=directory, limits=Limits(**play.limits)
-        ),
+        least=play.workers,
+        most=play.most or play.workers,
+        limits=Limits(**play.limits),  # type: ignore[arg-type] # numbers, whole ones too
     )
+
+
+def _again(directory: Path) -> supervisor.Setup:
+    """At HUP: the play that stands in the folder now."""
+    text = (directory / "again.json").read_text()
+    if text.startswith("refused: "):
+        raise supervisor.SetupRefused(*text.removeprefix("refused: ").split("; "))
+    return setup_of(Toy(directory, Play(**json.loads(text))))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,13 @@ class Stage:
         self.until_logged("process_ready", count=workers + 1)
         return {event["slot"]: event["pid"] for event in self.told("ready")}
 
+    def hup(self, play: Play | str) -> None:
+        """HUP, with this play to be read again; a text is why it is refused."""
+        text = play if isinstance(play, str) else play.text()
+        (self.directory / "writing.json").write_text(text)
+        (self.directory / "writing.json").replace(self.directory / "again.json")
+        self.send(signal.SIGHUP)
+
     def send(self, number: signal.Signals) -> None:
         """A signal to the supervisor."""
         self.supervisor.send_signal(number)

@@ -20,7 +20,7 @@ def test_a_worker_that_finds_no_database_leaves_with_69_before_its_boot_deadline
     """Killed at the boot deadline it would cost a restart each time, and be waited for ever longer."""
     monkeypatch.setattr(process, "DATABASE_PATIENCE_SECONDS", 0.0)
     lifeline, write_end = os.pipe()
-    seat = Seat(0, "host", "0" * 16, Scoreboard("host", 1), Bell(), lifeline, tmp_path)
+    seat = Seat(0, "host", "0" * 16, Scoreboard("host"), Bell(), lifeline, tmp_path)
     settings = load({"DATABASE_URL": f"postgresql://me:pass@127.0.0.1:{free_port()}/x"}, {})
 
     assert uvloop.run(process._Worker(seat, settings).run()) == 69
@@ -37,7 +37,7 @@ def test_a_lease_that_nobody_may_give_back_does_not_make_a_drain_a_crash(
     a database that is away is expected.
     """
     lifeline, write_end = os.pipe()
-    seat = Seat(0, "host", "0" * 16, Scoreboard("host", 1), Bell(), lifeline, tmp_path)
+    seat = Seat(0, "host", "0" * 16, Scoreboard("host"), Bell(), lifeline, tmp_path)
     with database.connect() as connection:
         until = datetime.now(UTC) + timedelta(hours=1)
         insert_request(

@@ -1,0 +1,118 @@
+"""What the supervisor says of its fleet in the log: one line for each thing that happened, in an operator's words."""
+
+import signal
+
+from reconsup.fleet.events import Bury, Send
+from reconsup.fleet.scoreboard import Scoreboard
+from reconsup.fleet.slot import Cause, Slot, WorkerState
+from reconsup.fleet.state import Fleet
+from reconsup.logs import get_logger
+
+_log = get_logger()
+
+_KILLS = {
+    Cause.BOOT: "process_not_ready_in_time",
+    Cause.HANG: "process_hangs",
+    Cause.DRAIN: "process_not_gone_in_time",
+}
+_LEAVES = {Cause.RELOAD: "new settings", Cause.RECYCLE: "too old, or too large", Cause.SCALE: "one fewer is wanted"}
+
+
+def tell_sent(board: Scoreboard, send: Send, now: float) -> None:
+    """A signal was sent: why. A stop of the whole fleet is told as such, not for each."""
+    worker_id = board.worker_id(send.slot)
+    if send.number is signal.SIGTERM:
+        if send.cause is not None:
+            _log.info("process_asked_to_leave", worker_id=worker_id, pid=send.pid, why=_LEAVES.get(send.cause))
+        return
+    if send.number is signal.SIGKILL or send.cause not in _KILLS:
+        _log.warning("killed", worker_id=worker_id, pid=send.pid, cause=send.cause)
+        return
+    view = board.read(send.slot)
+    since = view.beat if send.cause is Cause.HANG and view.beat is not None else view.started
+    _log.error(
+        _KILLS[send.cause],
+        worker_id=worker_id,
+        pid=send.pid,
+        loop=view.loop,
+        row=view.row,
+        seconds=None if since is None else round(now - since, 1),
+        sent="SIGABRT: it writes down where it is",
+    )
+
+
+def tell_left(
+    board: Scoreboard, bury: Bury, slot: Slot, incarnation: str | None, stacks: str | None, now: float
+) -> None:
+    """A process was reaped: of what it died, and what becomes of its seat."""
+    is_expected = bury.is_asked and bury.cause in (Cause.CLEAN, *_LEAVES)
+    told: dict[str, object] = {"exit_code": bury.code} if bury.code >= 0 else {"signal": _name(-bury.code)}
+    if stacks is not None:
+        told["stacks"] = stacks
+    (_log.info if is_expected else _log.warning)(
+        "process_left",
+        worker_id=board.worker_id(bury.slot),
+        pid=bury.pid,
+        incarnation=incarnation,
+        cause=bury.cause,
+        **told,
+        next=_next(slot, now),
+    )
+
+
+def tell_change(board: Scoreboard, before: Slot | None, after: Slot) -> None:
+    """A slot has changed: who was forked, who is ready, who is worn."""
+    worker_id = board.worker_id(after.number)
+    if after.pid is not None and (before is None or before.pid is None):
+        _log.info(
+            "process_forked",
+            worker_id=worker_id,
+            pid=after.pid,
+            restarts=after.restarts,
+            generation=after.generation,
+        )
+    was_ready = before is not None and before.state is WorkerState.READY
+    if after.state is not WorkerState.READY or after.started is None or after.ready_at is None:
+        return
+    if not was_ready:
+        seconds = round(after.ready_at - after.started, 4)
+        _log.info("process_ready", worker_id=worker_id, pid=after.pid, ready_seconds=seconds)
+    elif after.is_worn and before is not None and not before.is_worn:
+        _log.info("worker_worn", worker_id=worker_id, pid=after.pid, memory_bytes=board.read(after.number).memory_bytes)
+
+
+def tell_fleet(before: Fleet, after: Fleet) -> str | None:
+    """The fleet as a whole has changed. What becomes of new settings, in one word, if that has changed."""
+    if before.phase is not after.phase:
+        _log.info("phase", phase=after.phase)
+    if before.wanted != after.wanted:
+        _log.info("workers_wanted", workers=after.wanted, before=before.wanted)
+    if not before.is_turning() or after.is_turning() or after.phase is not before.phase:
+        return None
+    if not after.has_stale():
+        if after.terms.generation == before.terms.generation and before.offer is not None:
+            return "refused"  # told where it was
+        _log.info("reload_done", generation=after.terms.generation)
+        return "done"
+    _log.error(
+        "reload_stalled",
+        generation=after.terms.generation,
+        todo="workers crash with the new settings: those that are left keep the old ones; correct them and send HUP",
+    )
+    return "stalled"
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"SIG{number}"
+
+
+def _next(slot: Slot, now: float) -> str:
+    """What becomes of the slot."""
+    if slot.state is WorkerState.PARKED:
+        return "parked: it is not started again"
+    if slot.deadline is None:
+        return "stays empty"
+    return f"starts again in {max(slot.deadline - now, 0):.2f} s"
