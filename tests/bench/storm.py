@@ -19,7 +19,7 @@ from typing import Any
 
 from tests.bench.takeover import open_site
 from tests.support.aftermath import seats
-from tests.support.endurance import STORM, STORM_CODE
+from tests.support.havoc import STORM, STORM_CODE
 from tests.support.hosts import Life
 from tests.support.program import Program, wait_for
 
@@ -53,7 +53,7 @@ def deaths_in_a_storm(program: Program) -> dict[str, Any]:
         time.sleep(0.005)
     wait_for("every death is in the log", lambda: deaths(program) >= killed)
     wait_for("all are ready", lambda: ready(program) == WORKERS)
-    found = seats(Life(1, program, "", 0.0), time.time())
+    found = seats(Life(1, program, "", 0.0), time.time(), WORKERS)
     missed = [seat for seat in found if not seat.is_filled]
     filled = sorted(seat.until - seat.emptied_at for seat in found if seat.is_filled)
     return {

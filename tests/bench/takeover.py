@@ -32,6 +32,7 @@ import psycopg
 from reconsup.demo.anvil import Anvil
 from reconsup.store import embedded, migrate
 from tests.bench.stage import percentile
+from tests.support.hosts import TOUGH
 from tests.support.postgres import insert_request
 from tests.support.program import Program, wait_for
 
@@ -55,14 +56,6 @@ STATEMENTS = "  of that, the give-back's statements"
 FIRST, MIDDLE, LAST = "kill → first row taken", "kill → middle row taken", "kill → last row taken"
 ROWS_HELD = "rows of the killed"
 READY = "kill → replacement ready"
-# A death by a signal from outside costs the slot's budget of five a minute, and the pauses grow: here each is a first.
-CODE = """
-from reconsup import cli
-from reconsup.fleet import slot
-slot.CRASHES_MAX = 10**6
-slot.HEALTHY_SECONDS = 0.0
-cli.main()
-"""
 
 
 @dataclass
@@ -83,7 +76,7 @@ class Site:
             "PAYMENT_REQUEST_RECONCILER_LEASE_SECONDS": str(LEASE_SECONDS),
         }
         urls = {"local": options.pop("rpc_url", self.anvil.url)}
-        options |= {"folder": self.folder, "worker_id": f"{base}{next(self.numbers)}", "code": CODE}
+        options |= {"folder": self.folder, "worker_id": f"{base}{next(self.numbers)}", "code": TOUGH}
         return Program(self.url, urls, **{**environment, **options})
 
     @contextmanager

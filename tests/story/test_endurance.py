@@ -10,8 +10,8 @@ import pytest
 
 from tests.support import aftermath, endurance, verdict, vitals
 from tests.support.arena import DRAIN_SECONDS, arena
-from tests.support.endurance import Plan, Run
-from tests.support.hosts import marked
+from tests.support.havoc import Plan, Run
+from tests.support.hosts import Host, marked
 from tests.support.program import wait_for
 
 pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.direct]
@@ -29,6 +29,8 @@ SHORT = Plan(
     freezes=1,
     storms=1,
     stops=1,
+    turnovers=1,
+    resizes=1,
 )
 WHOLE = Plan(
     seed=SHORT.seed,
@@ -42,6 +44,8 @@ WHOLE = Plan(
     freezes=8,
     storms=5,
     stops=4,
+    turnovers=20,
+    resizes=20,
     workers=4,
 )
 
@@ -70,7 +74,7 @@ def test_whatever_is_killed_frozen_or_away_no_status_is_wrong_and_nobody_is_left
             tell_and_judge(run, time.monotonic() - began)
 
 
-def is_whole(host: endurance.Host, workers: int) -> bool:
+def is_whole(host: Host, workers: int) -> bool:
     """Whether all workers are ready."""
     try:
         return [each["state"] for each in host.program.status()["workers"]] == ["ready"] * workers
@@ -82,7 +86,9 @@ def tell_and_judge(run: Run, seconds: float) -> None:
     """One line with what was done, the figures, and whether the logs are as they must be."""
     hosts = list(run.hosts.values())
     counts, lost = aftermath.alarms(hosts)
-    seats = [seat for host in hosts for life in host.lives for seat in aftermath.seats(life, time.time())]
+    seats = [
+        seat for host in hosts for life in host.lives for seat in aftermath.seats(life, time.time(), run.plan.workers)
+    ]
     late = aftermath.empty_too_long(seats, run.windows)
     filled = sorted(seat.until - seat.emptied_at for seat in seats if seat.is_filled)
     done = ", ".join(f"{count} {what}" for what, count in sorted(run.counts.items()))

@@ -39,14 +39,19 @@ def entries(log: Path) -> Iterator[dict[str, Any]]:
             yield entry
 
 
-def seats(life: Life, now: float) -> list[Seat]:
-    """All that became empty in one life of a supervisor."""
+def seats(life: Life, now: float, workers: int) -> list[Seat]:
+    """All that became empty in one life of a supervisor: of the workers that the settings ask for, and the monitor's.
+
+    Not those that were freed because one worker fewer was wanted.
+    """
     found, empty, drains = [], {}, False
     end = life.ended_at or now
     for entry in entries(life.program.log):
         drains = drains or (entry["event"] == "phase" and entry.get("phase") == "draining")
         worker_id = str(entry.get("worker_id", ""))
-        if entry["event"] == "process_left" and not drains and not worker_id.endswith("probe"):
+        name = worker_id.rpartition("-")[2]
+        is_wanted = name == "monitor" or (name.isdigit() and int(name) < workers)
+        if entry["event"] == "process_left" and is_wanted and not drains and entry["cause"] != "scale":
             empty.setdefault(worker_id, entry["at"])
         if entry["event"] == "process_ready" and worker_id in empty:
             found.append(Seat(worker_id, life.number, empty.pop(worker_id), entry["at"], True))

@@ -21,7 +21,7 @@ from pathlib import Path
 from reconsup.demo.anvil import Anvil
 from tests.story.conftest import Town, deploy
 from tests.support import lease_history
-from tests.support.hosts import MARK, Host, hosts
+from tests.support.hosts import MARK, TOUGH, Host, hosts
 from tests.support.phoenix import Phoenix, phoenix
 from tests.support.program import Program, wait_for
 from tests.support.trade import Trade
@@ -38,16 +38,6 @@ SETTINGS = {
     "RECONSUP_DRAIN_SECONDS": f"{DRAIN_SECONDS:g}",
     "RECONSUP_TAIL_BLOCKS": str(TAIL_BLOCKS),
 }
-# A worker that is killed from outside is no crash loop, but nobody can tell: it costs the slot's budget of five a
-# minute all the same. Killing each many times a minute, for minutes, needs a wider one; the policy has its own tests.
-CODE = """
-from reconsup import cli
-from reconsup.fleet import slot
-slot.CRASHES_MAX = 10**6
-slot.HEALTHY_SECONDS = 0.0
-slot.BACKOFF_SECONDS_MAX = 1.0
-cli.main()
-"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ class Arena:
             folder=folder,
             worker_id=worker_id,
             workers=self.workers,
-            code=CODE,
+            code=TOUGH,
             **SETTINGS,
             **{MARK: mark},
         )

@@ -23,6 +23,20 @@ MARK = "RECONSUP_TEST_HOST"
 RESTART_SECONDS = (0.1, 1.0)
 FINAL_CODES = (0, 78)  # RestartPreventExitStatus, as in the unit that we propose
 
+# A worker that is killed from outside is no crash loop, but nobody can tell: it costs the slot's budget of five a
+# minute all the same, and the pauses grow. Killing each many times a minute, for minutes, needs a wider one; the policy
+# has its own tests (tests/fleet).
+TOUGH = """
+from dataclasses import replace
+from reconsup import cli
+from reconsup.fleet import slot
+slot.HEALTHY_SECONDS = 0.0
+slot.BACKOFF_SECONDS_MAX = 1.0
+limits = cli._limits
+cli._limits = lambda settings: replace(limits(settings), crashes_max=10**6)
+cli.main()
+"""
+
 Start = Callable[[str, str, Path], Program]  # worker id, mark, folder of its log
 
 

@@ -25,7 +25,7 @@ from tests.support.program import wait_for
 
 SHORT_SECONDS = 3.0  # how long those requests are open that are to expire
 OPEN_SECONDS = 3600.0  # all others
-ORDERS_MAX = 5  # before each block
+ORDERS_MAX = 3  # before each block
 LATE_SECONDS = 1.0  # so long after its end a late payment comes, on the chain's clock
 PAUSE_SECONDS = (0.1, 0.3)  # between two blocks
 REORG_SHARE = 0.08  # of the blocks, one begins a reorg
