@@ -49,6 +49,7 @@ class Arena:
     trade: Trade
     urls: Mapping[str, list[str]]
     workers: int
+    stuck: Anvil
 
     def program(self, worker_id: str, mark: str, folder: Path) -> Program:
         """Start the program on a host."""
@@ -104,4 +105,4 @@ def arena(folder: Path, seed: int, workers: int) -> Iterator[Arena]:
         dead = {"a": refusing, "b": silent}
         url = {name: f"http://127.0.0.1:{each.getsockname()[1]}" for name, each in dead.items()}
         urls = {"a": [url["a"], trade.node.url, stuck.url], "b": [stuck.url, trade.node.url, url["b"]]}
-        yield Arena(town, server, trade, urls, workers)
+        yield Arena(town, server, trade, urls, workers, stuck)
