@@ -6,7 +6,6 @@ traceback.
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -37,7 +36,6 @@ EXIT_UNAVAILABLE = 69
 EXIT_CONFIG = 78
 
 EMBEDDED = "embedded:"
-IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 MEMORY_FOLDER = "/dev/shm"  # noqa: S108 - a folder of ours is made in it
 MEBIBYTE = 1 << 20
 BUSY_SECONDS_MIN = 10.0  # two polls; a request that is due for longer has nobody to look at it
@@ -48,7 +46,7 @@ PROBE_SLACK_SECONDS = 10.0  # the probe ends by itself at the start deadline; th
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = _parser().parse_args(_with_default_command(given))
+    parsed = _parser().parse_args(with_default_command(given))
     try:
         sys.exit(parsed.command(parsed))
     except ConfigErrors as errors:
@@ -70,7 +68,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: {message}\n")
 
 
-def _with_default_command(arguments: list[str]) -> list[str]:
+def with_default_command(arguments: list[str]) -> list[str]:
     """`reconsup --workers 4` means `reconsup run --workers 4`."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         return ["run", *arguments]
@@ -142,8 +140,6 @@ def _run(parsed: argparse.Namespace) -> int:
     settings = load_from_process(_flags(parsed), parsed.env_file)
     logs.configure(settings.log_format)
     _warn(settings)
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)  # until the supervisor hears them; left as they are they would kill it
     with ExitStack() as stack:
         with_database = _with_database(settings, stack)
         if with_database is None:

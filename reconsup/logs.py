@@ -1,8 +1,9 @@
 """How reconsup speaks: one line an event to stderr, JSON for machines or text for people.
 
-Each line is one write(2), so that lines of several processes never mix; a log that nobody reads (EPIPE) stops
-nothing. Libraries (alembic, aiohttp, web3, asyncio, warnings) speak through the same pipe from WARNING on. Every
-string, also inside an exception, passes `redact.text`: no password, key or RPC URL's secret part is ever written.
+Each line is one write(2), so that lines of several processes never mix; a log that nobody reads stops nothing: a
+reader that stands still costs lines, which are counted (`log_lines_dropped`), never time. Libraries (alembic,
+aiohttp, web3, asyncio, warnings) speak through the same pipe from WARNING on. Every string, also inside an
+exception, passes `redact.text`: no password, key or RPC URL's secret part is ever written.
 
 `configure` again after a fork: what it is given (worker_id, owner) is then on every line of the process.
 """
@@ -11,8 +12,13 @@ import json
 import logging
 import math
 import os
+import select
+import signal
+import socket
+import stat
 import sys
-from collections.abc import Mapping, MutableMapping
+import time
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from datetime import date
 from typing import Any, Literal, cast
@@ -26,8 +32,19 @@ from reconsup import redact
 Format = Literal["json", "text"]
 Logger = FilteringBoundLogger
 
+PATIENCE_SECONDS = 0.1  # for a reader that is only slow; one that was not there in time is waited for no more
+
 _STDERR = 2
 _DEPTH_MAX = 6
+# What a terminal would take for its own: control characters, and those that turn the direction of writing around.
+_UNSHOWN = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for code in (
+        *(code for code in range(0x20) if chr(code) not in "\t\n"),
+        *range(0x7F, 0xA0),
+        *(0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)),
+    )
+}
 
 
 def configure(format: str | None = None, *, level: int = logging.INFO, **bound: object) -> None:  # noqa: A002 - the setting's name
@@ -45,6 +62,7 @@ def configure(format: str | None = None, *, level: int = logging.INFO, **bound: 
         harmless,
     ]
     renderer = _text_renderer() if is_text else _json
+    _outlet.begin(lambda count: _dropped(before, renderer, count))
     structlog.configure(
         processors=[*before, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -111,9 +129,26 @@ def _json(_: object, __: str, event: MutableMapping[str, Any]) -> str:
 
 def _text_renderer() -> Processor:
     # the plain traceback: the pretty one prints local variables, and with them secrets
-    return structlog.dev.ConsoleRenderer(
+    render = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty(), sort_keys=False, exception_formatter=structlog.dev.plain_traceback
     )
+    return lambda logger, name, event: render(logger, name, _shown(event))
+
+
+def _shown(value: Any) -> Any:
+    """The same without what would work on a terminal."""
+    if isinstance(value, str):
+        return value.translate(_UNSHOWN)
+    if isinstance(value, Mapping):
+        return {_shown(name): _shown(inner) for name, inner in value.items()}
+    return [_shown(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _dropped(before: list[Processor], renderer: Processor, count: int) -> str:
+    event: Any = {"event": "log_lines_dropped", "count": count, "todo": "find out why the log was not read"}
+    for processor in (*before, renderer):
+        event = processor(None, "warning", event)
+    return str(event)
 
 
 class _LineLogger:
@@ -136,11 +171,106 @@ class _LineHandler(logging.Handler):
             _write(self.format(record))
 
 
+class _Outlet:
+    """The way to stderr. Waits for a reader a moment, and not at all once it has waited in vain.
+
+    The descriptor is shared with who knows whom, so it is not made non-blocking itself: each line opens the pipe or
+    the terminal anew. Lines up to PIPE_BUF come whole or not at all; of a longer one the beginning may be there, and
+    the next one then begins on a line of its own.
+    """
+
+    def __init__(self) -> None:
+        self._tell: Callable[[int], str] = str
+        self._dropped = 0
+        self._is_torn = False
+
+    def begin(self, tell: Callable[[int], str]) -> None:
+        """For a new process. `tell` makes the line that tells how many were dropped."""
+        self._tell = tell
+        self._dropped = 0
+
+    def write(self, line: str) -> None:
+        """Write a line, if it can be written, and before it how many could not."""
+        text = f"{self._tell(self._dropped)}\n{line}" if self._dropped else line
+        is_out = self._put(text, 0.0 if self._dropped else PATIENCE_SECONDS)
+        self._dropped = 0 if is_out else self._dropped + 1
+
+    def _put(self, line: str, patience: float) -> bool:
+        data = (("\n" if self._is_torn else "") + line + "\n").encode("utf-8", errors="backslashreplace")
+        left = len(data)
+        try:
+            with _Way() as way:
+                deadline = time.monotonic() + patience
+                while left:
+                    left -= way.write(data[-left:], deadline)
+        except OSError:  # no room in time, no reader, no disk, no stderr
+            self._is_torn = self._is_torn if left == len(data) else True
+            return False
+        self._is_torn = False
+        return True
+
+
+class _Way:
+    """stderr, once, in a manner that does not block."""
+
+    def __init__(self) -> None:
+        self._fd = _STDERR
+        self._mask: set[int | signal.Signals] = set()
+
+    def __enter__(self) -> "_Way":
+        kind = os.fstat(_STDERR).st_mode
+        self._is_socket = stat.S_ISSOCK(kind)
+        self._is_file = stat.S_ISREG(kind)
+        self._is_terminal = stat.S_ISCHR(kind)
+        if not (self._is_file or self._is_socket):
+            with suppress(OSError):  # another user's pipe, no descriptor left, no /proc: then poll must do
+                self._fd = os.open(f"/proc/self/fd/{_STDERR}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        if self._is_terminal:
+            # in the background `stty tostop` would send TTOU again and again, which asks for one worker fewer
+            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+        return self
+
+    def write(self, data: bytes, deadline: float) -> int:
+        """How much went out, at least something; OSError if nothing did until then."""
+        while True:
+            try:
+                return self._write_now(data)
+            except BlockingIOError:
+                left = deadline - time.monotonic()
+                if left <= 0 or not _is_writable(self._fd, left):
+                    raise
+
+    def _write_now(self, data: bytes) -> int:
+        if self._is_socket:
+            out = socket.socket(fileno=_STDERR)
+            try:
+                return out.send(data, socket.MSG_DONTWAIT)
+            finally:
+                out.detach()  # or it would be closed
+        if self._fd == _STDERR and not self._is_file:
+            if not _is_writable(_STDERR, 0):
+                raise BlockingIOError
+            return os.write(_STDERR, data[: select.PIPE_BUF])
+        return os.write(self._fd, data)
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_terminal:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        if self._fd != _STDERR:
+            os.close(self._fd)
+
+
+def _is_writable(fd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(seconds * 1000))
+
+
+_outlet = _Outlet()
+
+
 def _write(line: str) -> None:
-    data = (line + "\n").encode("utf-8", errors="backslashreplace")
-    with suppress(OSError):
-        while data:
-            data = data[os.write(_STDERR, data) :]
+    _outlet.write(line)
 
 
 def _configure_libraries(before: list[Processor], renderer: Processor) -> None:

@@ -21,7 +21,14 @@ PACKAGE = "reconsup"
 FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"payments": (), "chain.block": (), "fleet.plan": ("fleet.slot",), "redact": ()},  # pure
     {"logs": ()},
-    {"settings": ("settings_parse", "settings_table"), "chain": (), "store": (), "fleet": (), "monitor.metrics": ()},
+    {
+        "settings": ("settings_parse", "settings_table"),
+        "chain": (),
+        "store": (),
+        "fleet": (),
+        "monitor.metrics": (),
+        "pulse": (),
+    },
     {"worker": (), "fleet.supervisor": (), "monitor": (), "check": (), "resume": (), "demo": ()},  # the loops
     {"cli": ("__main__",)},
 )

@@ -54,6 +54,7 @@ OF_SIZE = (
 # Called as (network, method, outcome, seconds, count); outcome is ok, error, timeout, throttled or inconsistent. Once
 # for all calls of an HTTP exchange that are alike: a batch may hold hundreds. seconds are those of the exchange.
 OnCall = Callable[[str, str, str, float, int], None]
+OnWait = Callable[[float], None]  # called before an exchange, with the seconds it lasts at most
 Call = tuple[str, Sequence[Any]]
 Failure = ChainUnavailable | ChainInconsistent
 
@@ -200,12 +201,20 @@ def _matched(requests: Sequence[RPCRequest], answers: object) -> list[RPCRespons
 class Endpoint:
     """One network's endpoint. Only ChainUnavailable and ChainInconsistent leave `call` and `batch`."""
 
-    def __init__(self, network: str, url: str, timeout_seconds: float, on_call: OnCall = lambda *_: None) -> None:
+    def __init__(
+        self,
+        network: str,
+        url: str,
+        timeout_seconds: float,
+        on_call: OnCall = lambda *_: None,
+        on_wait: OnWait = lambda _: None,
+    ) -> None:
         self.network = network
         self.name = _shown(url)
         self._secrets = _secrets(url)
         self._timeout_seconds = timeout_seconds
         self._on_call = on_call
+        self._on_wait = on_wait
         self._transport = Transport(url, timeout_seconds)
         self._rate = Rate()
 
@@ -272,7 +281,8 @@ class Endpoint:
         return Refusal(error["code"], self._clean(str(error.get("message", ""))), _backoff_seconds(error.get("data")))
 
     async def _metered(self, calls: Sequence[Call], make: Callable[[Sequence[Call]], Any]) -> list[Any]:
-        if (seconds := self._rate.take_turn(time.monotonic())) > 0:
+        self._on_wait((seconds := self._rate.take_turn(time.monotonic())) + self._timeout_seconds)
+        if seconds > 0:
             await asyncio.sleep(seconds)
         started = time.monotonic()
         answers: list[Any] = []

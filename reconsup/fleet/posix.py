@@ -12,7 +12,7 @@ import secrets
 import select
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,24 +41,29 @@ __all__ = [
     "SignalNotes",
     "SupervisorView",
     "WorkerState",
+    "adopt_orphans",
     "assert_one_thread",
+    "children",
     "draw_incarnation",
     "end_within",
     "fork",
+    "reap_strangers",
     "set_parent_death_signal",
 ]
 
 HANDLED = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGCHLD,
-    signal.SIGHUP,
-    signal.SIGTTIN,
-    signal.SIGTTOU,
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD),
+    *(signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU),
 )
+COUNTED = frozenset({signal.SIGTTIN, signal.SIGTTOU})  # each asks for one worker more or fewer
+COUNT_MAX = 512  # there are never more workers
+MEANINGLESS = frozenset({signal.SIGUSR1})  # to the supervisor; its default would be to die of it
+# What an operator means for the supervisor, or what a terminal sends to all: a child lives on until it has a handler.
+CHILDREN_IGNORE = frozenset({signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2})
+STRANGERS_MAX = 10_000  # in one go
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None, use_errno=True)  # before any fork: loading takes locks
 
 
@@ -125,26 +130,36 @@ class SignalNotes:
 
     def __init__(self, numbers: Sequence[signal.Signals] = HANDLED) -> None:
         self._numbers = tuple(numbers)
-        self._noted: dict[int, None] = {}  # in the order of their arrival
+        self._noted: list[int] = []  # in the order of their arrival
         self._read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         # a full pipe loses bytes, not notes
         signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         for number in self._numbers:
             signal.signal(number, self._note)
-        # whoever started us may have had them blocked
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+        for number in MEANINGLESS - set(self._numbers):
+            signal.signal(number, signal.SIG_IGN)
+        # the program's entry has them blocked, and whoever started us may have
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*self._numbers, *MEANINGLESS})
 
     def fileno(self) -> int:
         """For a selector: readable when there may be notes."""
         return self._read_fd
 
     def take(self) -> list[signal.Signals]:
-        """What came since the last time, each signal once, in order."""
+        """What came since the last time, in order: those that are counted as often as they were handled, others once.
+
+        The kernel keeps one of each that waits, so even a counted one may have been sent more often.
+        """
         with suppress(BlockingIOError):
             while os.read(self._read_fd, 4096):
                 pass
-        noted, self._noted = self._noted, {}
-        return [signal.Signals(number) for number in noted]
+        noted, self._noted = self._noted, []
+        # a handler that interrupts another may note once too often
+        return [
+            signal.Signals(number)
+            for index, number in enumerate(noted)
+            if noted.index(number) == index or number in COUNTED
+        ]
 
     def end(self) -> None:
         """Take no more notes: who is told to leave while it leaves anyhow keeps its exit code.
@@ -163,7 +178,8 @@ class SignalNotes:
         os.close(self._write_fd)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self._noted[number] = None
+        if self._noted.count(number) < (COUNT_MAX if number in COUNTED else 1):
+            self._noted.append(number)
 
 
 class Child:
@@ -219,6 +235,58 @@ def fork(body: Callable[[], int], leave_behind: Callable[[], None], name: str) -
     return Child(pid)
 
 
+def adopt_orphans() -> bool:
+    """Have those orphans become our children whose parents we, or our children, are; False if the system refuses.
+
+    As PID 1 everybody's do anyhow. From then on `reap_strangers` must be called at every SIGCHLD.
+    """
+    return bool(_LIBC.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0) == 0)
+
+
+def children() -> frozenset[int]:
+    """The pids of this process's children, also of those that are dead and not reaped.
+
+    Whoever is there before the fleet is (an embedded PostgreSQL) has somebody who waits for it.
+    """
+    with suppress(OSError, ValueError):
+        pids = Path("/proc/thread-self/children").read_text().split()
+        return frozenset(int(pid) for pid in pids)
+    return frozenset()  # a kernel without that file
+
+
+def reap_strangers(known: Container[int]) -> list[int]:
+    """Reap every dead child that is not in `known`, and return their pids. How they ended means nothing.
+
+    A known one that is dead is left to those who wait for it. Never blocks. Strangers may give birth to strangers
+    for ever, so there is a limit; who is left is found the next time.
+    """
+    reaped: list[int] = []
+    while len(reaped) < STRANGERS_MAX and (pid := _any_dead()) is not None:
+        if pid in known:  # the kernel would show the same one again and again: go through all of them
+            return reaped + [child for child in children() if child not in known and _is_reaped(child)]
+        if not _is_reaped(pid):
+            break
+        reaped.append(pid)
+    return reaped
+
+
+def _any_dead() -> int | None:
+    """A dead child, which stays unreaped."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # there are no children
+        return None
+    return None if found is None else found.si_pid
+
+
+def _is_reaped(pid: int) -> bool:
+    """Whether that child was dead; it is reaped then."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None
+    except ChildProcessError:  # no child of ours: another's view of /proc
+        return False
+
+
 def draw_incarnation() -> str:
     """16 hex digits that no other process ever has. Only after the fork."""
     return secrets.token_hex(8)
@@ -246,8 +314,8 @@ def _be_child(
         os.setsid()
         # before the mask goes: a signal to this child must not wake the supervisor
         signal.set_wakeup_fd(-1)
-        for number in HANDLED:
-            signal.signal(number, signal.SIG_DFL)
+        for number in (*HANDLED, *MEANINGLESS):
+            signal.signal(number, signal.SIG_IGN if number in CHILDREN_IGNORE else signal.SIG_DFL)
         leave_behind()
         _forget_systemd()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

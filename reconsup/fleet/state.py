@@ -10,6 +10,8 @@ from reconsup.fleet.events import Command, Send
 from reconsup.fleet.scale import Pressure
 from reconsup.fleet.slot import EXIT_CLEAN, SPARE, Cause, Limits, Slot, Terms, WorkerState
 
+_ON_THE_WAY = frozenset({WorkerState.BOOTING, WorkerState.DRAINING})
+
 
 class Phase(StrEnum):
     """What the fleet as a whole does."""
@@ -75,6 +77,20 @@ class Fleet:
         if self.phase is not Phase.RUNNING:
             return False
         return self.offer is not None or (self.has_stale() and not self.is_stalled())
+
+    def is_healthy(self) -> bool:
+        """Whether a worker does its work, or none can only because a dependency is away."""
+        states = [slot.state for slot in self.workers()]
+        is_waiting = any(slot.state is WorkerState.BACKOFF and slot.waits for slot in self.workers())
+        return WorkerState.READY in states or (is_waiting and WorkerState.PARKED not in states)
+
+    def awaited_until(self) -> float | None:
+        """When everybody who comes or goes must have come or gone; None: nobody does."""
+        moments = [slot.deadline for slot in self.slots.values() if slot.state in _ON_THE_WAY and slot.deadline]
+        if not moments:
+            return None
+        # the monitor leaves after the last worker
+        return max(moments) + (self.limits.farewell_seconds if self.phase is Phase.DRAINING else 0.0)
 
     def holder(self, number: int, pid: int) -> Slot | None:
         """The slot, if that process sits in it."""

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reconsup.fleet import journal, plan
-from reconsup.fleet.notify import Notifier
+from reconsup.fleet import journal, plan, stacks
+from reconsup.fleet.notify import Facts, Notifier
 from reconsup.fleet.plan import Accept, Bury, Command, Finish, Fleet, Limits, Phase, Refuse, Send, Spawn, Terms
 from reconsup.fleet.posix import (
     MONITOR,
@@ -30,8 +30,11 @@ from reconsup.fleet.posix import (
     Seat,
     SignalNotes,
     WorkerState,
+    adopt_orphans,
+    children,
     draw_incarnation,
     fork,
+    reap_strangers,
 )
 from reconsup.fleet.slot import SPARE, Cause
 from reconsup.logs import get_logger
@@ -99,7 +102,9 @@ class _Supervisor:
         self._board = Scoreboard(options.base)
         self._bell = Bell()
         self._lifeline = Lifeline()
-        self._notifier = Notifier()
+        self._notifier = Notifier.of_this_process()
+        self._reloads = 0  # that began, also those that were refused at once
+        self._others = children()  # an embedded PostgreSQL: somebody else waits for them
         self._notes = SignalNotes()
         self._children: dict[int, Child] = {}
         self._selector = selectors.DefaultSelector()
@@ -133,6 +138,7 @@ class _Supervisor:
             pid=os.getpid(), boot_id=boot_id, started_at=time.time(), version=self._options.version, slots=workers
         )
         self._board.set_phase(self._fleet.phase)
+        adopt_orphans()
         _log.info("supervisor_started", pid=os.getpid(), workers=workers, boot_id=boot_id)
         # the collector would write to every object's header, and so copy the pages that the children share
         gc.collect()
@@ -142,7 +148,8 @@ class _Supervisor:
         """Until something happens or is due. Who was stopped meanwhile (SIGSTOP, a frozen host) has lost that time."""
         began = time.monotonic()
         deadline = plan.next_deadline(self._fleet)
-        due = self._look_at if deadline is None else min(deadline, self._look_at)
+        moments = (deadline, self._look_at, self._notifier.next_at(began))
+        due = min(moment for moment in moments if moment is not None)
         pause = max(due - began, 0)
         self._selector.select(pause)
         away = time.monotonic() - began - pause
@@ -154,15 +161,20 @@ class _Supervisor:
         if number is signal.SIGCHLD:  # only a hint to look
             return
         _log.info("signal_received", signal=number.name)
-        if number is signal.SIGHUP:
-            self._read_settings()
-        else:
-            self._happen(plan.Signalled(number))
+        match number:
+            case signal.SIGHUP:
+                self._read_settings()
+            case signal.SIGUSR2:  # each writes its stacks to stderr and goes on
+                for child in self._children.values():
+                    child.send(number)
+            case _:
+                self._happen(plan.Signalled(number))
 
     def _read_settings(self) -> None:
         """All or nothing: what cannot be read, or cannot be changed, changes nothing."""
         if self._fleet.phase is Phase.DRAINING:
             return
+        self._reloads += 1
         try:
             setup = self._reload()
         except SetupRefused as refused:
@@ -224,6 +236,10 @@ class _Supervisor:
                     self._selector.unregister(pidfd)
                 del self._children[number]
                 self._happen(plan.Exited(number, child.pid, code, _chance()))
+        known = self._others.union(child.pid for child in self._children.values())
+        strangers = reap_strangers(known)
+        if strangers:
+            _log.info("strangers_reaped", processes=len(strangers))
 
     def _happen(self, event: plan.Event) -> None:
         """Let the plan take in an event, and what performing its commands brings about."""
@@ -272,6 +288,7 @@ class _Supervisor:
 
     def _be(self, number: int, roles: Roles) -> int:
         """The child's life."""
+        stacks.open_in(self._options.metrics_directory, number)
         incarnation = draw_incarnation()
         self._board.cell(number).set_incarnation(incarnation)
         role = {MONITOR: roles.monitor, PROBE: roles.probe}.get(number, roles.worker)
@@ -300,7 +317,8 @@ class _Supervisor:
         if not bury.is_asked or bury.cause in (Cause.RELOAD, Cause.RECYCLE):
             self._board.count(bury.slot, bury.cause)
         self._bell.ring()  # the monitor looks at once
-        journal.tell_left(self._board, bury, self._fleet.slots[bury.slot], incarnation, None, time.monotonic())
+        written = stacks.take(self._options.metrics_directory, bury.slot)
+        journal.tell_left(self._board, bury, self._fleet.slots[bury.slot], incarnation, written, time.monotonic())
 
     def _show(self, before: Fleet) -> None:
         """Put on the scoreboard, and in the log, what has changed."""
@@ -325,12 +343,17 @@ class _Supervisor:
     def _tell_systemd(self) -> None:
         fleet = self._fleet
         figures = [f"{count} {state}" for state in WorkerState if (count := fleet.count(state))]
-        news = {"STATUS": f"{fleet.phase}: {', '.join(figures)}"}
-        if fleet.count(WorkerState.READY):
-            news["READY"] = "1"
-        if fleet.phase in (Phase.DRAINING, Phase.DONE):
-            news["STOPPING"] = "1"
-        self._notifier.say(**news)
+        facts = Facts(
+            phase=fleet.phase,
+            ready=fleet.count(WorkerState.READY),
+            wanted=fleet.wanted,
+            figures=", ".join(figures),
+            is_healthy=fleet.is_healthy(),
+            reloads=self._reloads,
+            is_reloading=fleet.is_turning(),
+            deadline=fleet.awaited_until(),
+        )
+        self._notifier.say_state(time.monotonic(), facts)
 
 
 def _terms(setup: Setup, generation: int) -> Terms:

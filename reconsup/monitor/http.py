@@ -16,7 +16,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from reconsup import logs
+from reconsup import logs, pulse
+from reconsup.fleet import limits
 from reconsup.fleet.posix import Scoreboard, Seat, WorkerState
 from reconsup.monitor import metrics, status, watch
 from reconsup.monitor.janitor import FAREWELL_SECONDS, Janitor
@@ -36,6 +37,7 @@ log = logs.get_logger()
 
 def run(seat: Seat, settings: Settings) -> int:
     """The body of the monitor process; its exit code. Only a bug ends it before the supervisor says so."""
+    limits.apply(oom_raise=limits.MONITOR_OOM_RAISE)
     logs.configure(settings.log_format, worker_id=seat.worker_id)
     metrics.open(seat.metrics_directory, IDENTIFIER)
     asyncio.run(_run(seat, settings))
@@ -51,7 +53,9 @@ async def _run(seat: Seat, settings: Settings) -> None:
     )
     bell, stopping = asyncio.Event(), asyncio.Event()
     _hear(seat, bell, stopping)
+    heart = pulse.Heart(seat.cell, settings.watchdog_seconds)
     async with (
+        heart.ticking(),
         # two, so that a death never waits for a count of rows
         _database(seat, settings, settings.lease_seconds) as for_janitor,
         _database(seat, settings, watch.WAIT_SECONDS) as for_watch,
@@ -60,7 +64,10 @@ async def _run(seat: Seat, settings: Settings) -> None:
         janitor = Janitor(seat, for_janitor, networks)
         seconds = watch.poll_seconds(settings.poll_interval_seconds)
         look = watch.Watch(for_watch, networks, host_of(seat.scoreboard), known, seconds=seconds)
-        loops = [tasks.create_task(janitor.run(bell)), tasks.create_task(look.run())]
+        loops = [
+            tasks.create_task(heart.watched("janitor", janitor.run(bell))),
+            tasks.create_task(heart.watched("watch", look.run())),
+        ]
         if settings.metrics_address is not None:
             app = application(lambda: fleet_of(seat.scoreboard), known, seat.metrics_directory)
             loops.append(tasks.create_task(serve(app, *settings.metrics_address)))
@@ -71,13 +78,13 @@ async def _run(seat: Seat, settings: Settings) -> None:
             loop.cancel()
         _, unfinished = await asyncio.wait(loops, timeout=GOODBYE_SECONDS)
         if not unfinished:  # else the database hangs: there is nothing to be had from it
-            await janitor.farewell()
+            await heart.watched("farewell", janitor.farewell())
     log.info("monitor_stopped")
 
 
 def _database(seat: Seat, settings: Settings, lease_seconds: float) -> Database:
     name = f"reconsup/{seat.incarnation}"
-    return Database(settings.database_url, application_name=name, lease_seconds=lease_seconds)
+    return Database(settings.database_url, application_name=name, lease_seconds=lease_seconds, on_wait=pulse.waits)
 
 
 def host_of(scoreboard: Scoreboard) -> Host:

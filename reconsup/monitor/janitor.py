@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from reconsup import logs
+from reconsup import logs, pulse
 from reconsup.fleet.posix import Death, Seat
 from reconsup.monitor import metrics
 from reconsup.payments.request import Network
@@ -50,7 +50,9 @@ class Janitor:
         """Work until cancelled; `bell` is set whenever somebody rang."""
         while True:
             bell.clear()
+            pulse.alive()
             pause = await self.work()
+            pulse.rests(pause)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):  # not wait_for: in 3.11 it loses a cancel that meets a ring
                     await bell.wait()

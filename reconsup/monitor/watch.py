@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from reconsup import logs, redact
+from reconsup import logs, pulse, redact
 from reconsup.monitor.status import Known
 from reconsup.payments.request import Network
 from reconsup.store import backlog
@@ -56,7 +56,9 @@ class Watch:
     async def run(self) -> None:
         """Ask until cancelled."""
         while True:
+            pulse.alive()
             pause = await self.look()
+            pulse.rests(pause)
             await asyncio.sleep(pause)
 
     async def look(self) -> float:

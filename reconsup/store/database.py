@@ -31,12 +31,16 @@ from reconsup.store.errors import SchemaBehind, StoreRefused, StoreRejected, Sto
 CONNECT_SECONDS = 5
 RETRIES_MAX = 5
 RETRY_SECONDS = 0.02
+CANCEL_SECONDS = 10  # psycopg's own bounds while it takes back what was sent
 
 # Rows are named tuples: to be unpacked in the order of the statement, or read by column name. They are untyped
 # and end at this room's doors.
 Row = Any
 Connection = psycopg.AsyncConnection[Row]
 T = TypeVar("T")
+
+# Called when a wait begins, with the seconds it lasts at most, and with 0 when it, or a statement in it, has ended.
+OnWait = Callable[[float], None]
 
 _RETRIED = (errors.DeadlockDetected, errors.LockNotAvailable, errors.ForeignKeyViolation)
 
@@ -61,8 +65,11 @@ class Database:
     StoreUnavailable, StoreRefused, StoreRejected, SchemaBehind.
     """
 
-    def __init__(self, url: str, *, application_name: str, lease_seconds: float) -> None:
+    def __init__(
+        self, url: str, *, application_name: str, lease_seconds: float, on_wait: OnWait = lambda _: None
+    ) -> None:
         self._url = url
+        self._on_wait = on_wait
         self._application_name = application_name
         self._wait_seconds = lease_seconds / 3
         wait_ms = int(self._wait_seconds * 1000)
@@ -137,6 +144,7 @@ class Database:
     async def _bounded(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run `work` on a live connection within the client's bound; translate what goes wrong."""
         connection = await self._connected()
+        self._on_wait(self._wait_seconds * 2 + CANCEL_SECONDS)
         try:
             # The server's time-outs come first; this one is for a server that does not answer at all.
             async with asyncio.timeout(self._wait_seconds * 2):
@@ -155,10 +163,13 @@ class Database:
             # The work's own refusal: the transaction must not stay open behind us.
             await self._roll_back(connection)
             raise
+        finally:
+            self._on_wait(0)
 
     async def _connected(self) -> Connection:
         if self._connection is not None and not self._connection.closed:
             return self._connection
+        self._on_wait(CONNECT_SECONDS + 1)
         try:
             async with asyncio.timeout(CONNECT_SECONDS + 1):
                 self._connection = await psycopg.AsyncConnection.connect(
@@ -182,6 +193,7 @@ class Database:
     async def _roll_back(self, connection: Connection) -> None:
         try:
             if connection.info.transaction_status != TransactionStatus.IDLE:
+                self._on_wait(self._wait_seconds + CANCEL_SECONDS)
                 async with asyncio.timeout(self._wait_seconds):
                     await connection.execute("ROLLBACK")
         except (psycopg.Error, TimeoutError):
@@ -191,7 +203,9 @@ class Database:
         self, connection: Connection, sql: LiteralString, parameters: dict[str, Any] | None
     ) -> psycopg.AsyncCursor[Row]:
         self.statements += 1
-        return await connection.execute(sql, parameters)
+        cursor = await connection.execute(sql, parameters)
+        self._on_wait(0)
+        return cursor
 
 
 class Transaction:
@@ -230,6 +244,8 @@ class Transaction:
 def _translated(error: psycopg.Error | TimeoutError) -> Exception:
     """What an error in a statement of ours means; one that we know no reason for is our own mistake, and stays."""
     text = _first_line(error)
+    if "out of memory" in text and isinstance(error, psycopg.Error) and error.sqlstate is None:
+        return MemoryError(text)  # libpq's own, in this process; the server's has a code
     if isinstance(error, psycopg.DataError | psycopg.IntegrityError) or _is_raised(error):
         return StoreRejected(text)
     if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName):

@@ -19,7 +19,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -192,7 +192,14 @@ def _make_cluster(path: Path, binaries: Path, runner: _Runner, password: str) ->
     # fmt: on
     try:
         done = subprocess.run(  # noqa: S603 - our own argument list, no shell
-            command, capture_output=True, text=True, errors="replace", check=False, cwd=path
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            cwd=path,
+            start_new_session=True,  # Ctrl-C is for us
+            preexec_fn=_all_signals_come(),
         )
     finally:
         secret.unlink()
@@ -297,7 +304,15 @@ def _spawn(path: Path, binaries: Path, runner: _Runner, settings: Mapping[str, s
             stderr=log,
             cwd=path,
             start_new_session=True,  # Ctrl-C is for us: we stop the server after its clients
+            preexec_fn=_all_signals_come(),
         )
+
+
+def _all_signals_come() -> Callable[[], object] | None:
+    """What lets all signals come in a child of ours, if we hold some back: it must hear that we died."""
+    if not signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        return None
+    return lambda: signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _wait_ready(path: Path, process: subprocess.Popen[bytes], deadline: float) -> str | None:

@@ -15,11 +15,12 @@ from typing import Protocol
 
 import structlog
 
+from reconsup import pulse
 from reconsup.chain import balances
 from reconsup.chain.errors import ChainInconsistent, ChainUnavailable
 from reconsup.chain.nodes import Nodes
 from reconsup.chain.state import State
-from reconsup.fleet.posix import Bell, Cell
+from reconsup.fleet.posix import Bell
 from reconsup.monitor import metrics
 from reconsup.payments.request import Network
 from reconsup.store import audit, findings
@@ -70,23 +71,27 @@ class Auditor:
     """One network's loop in one process, beside its scanner."""
 
     def __init__(
-        self, terms: Terms, database: Database, nodes: Nodes, scanner: Holder, cell: Cell, bell: Bell, pause: Pause
+        self, terms: Terms, database: Database, nodes: Nodes, scanner: Holder, bell: Bell, pause: Pause
     ) -> None:
         self._terms = terms
         self._database = database
         self._nodes = nodes
         self._scanner = scanner
-        self._cell = cell
         self._bell = bell
         self._pause = pause
         self._log = structlog.get_logger().bind(network=terms.network.name)
         self._failures = 0
         self._has_told = False
 
+    @property
+    def network(self) -> Network:
+        """The network it audits."""
+        return self._terms.network
+
     async def run(self) -> None:
         """Audit until the drain begins."""
         while not self._pause.is_stopping:
-            self._cell.beat(time.monotonic())
+            pulse.alive()
             seconds = await self.turn()
             await (self._pause.whole(seconds) if self._failures else self._pause.for_seconds(seconds))
 
@@ -142,7 +147,7 @@ class Auditor:
         started, tally = time.monotonic(), _Tally()
         page = await read(self._database, self._terms.network, None)
         while page is not None and not self._pause.is_stopping:
-            self._cell.beat(time.monotonic())
+            pulse.alive()
             if page.accounts:
                 tally.requests += len(page.accounts)
                 await work(cursor, page, tally)
@@ -188,7 +193,7 @@ class Auditor:
         for account in accounts:
             if self._pause.is_stopping:
                 return
-            self._cell.beat(time.monotonic())
+            pulse.alive()
             try:
                 await self._explain_one(cursor, page, account, tally)
             except StoreRejected as error:

@@ -6,6 +6,8 @@ A ring that comes while a loop is at work is not lost: its next pause ends at on
 import asyncio
 from contextlib import suppress
 
+from reconsup import pulse
+
 
 class Pauses:
     """The pauses of all loops of one process. Used from its event loop only."""
@@ -49,16 +51,21 @@ class Pause:
 
     async def whole(self, seconds: float) -> None:
         """Wait so long whoever rings (an endpoint asked for it), or until the drain begins."""
+        pulse.rests(seconds)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
+        pulse.alive()
 
     async def for_seconds(self, seconds: float) -> None:
         """Wait so long, or until rung."""
         if not self.is_stopping:
+            pulse.rests(seconds)
             try:
                 async with asyncio.timeout(seconds):
                     await self._rung.wait()
             except TimeoutError:
                 return
+            finally:
+                pulse.alive()
         self._rung.clear()

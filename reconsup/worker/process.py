@@ -7,18 +7,22 @@ cannot give back because the database is away, the lease's end or the janitor do
 
 import asyncio
 import gc
+import os
 import signal
-import time
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
+from typing import Any, NoReturn
 
 import structlog
 import uvloop
 
-from reconsup import logs
+from reconsup import logs, pulse
 from reconsup.chain.evm import EvmChain
 from reconsup.chain.nodes import Nodes
 from reconsup.chain.rpc import Endpoint
+from reconsup.fleet import limits
 from reconsup.fleet.posix import Seat, WorkerState
+from reconsup.fleet.slot import EXIT_GAVE_UP
 from reconsup.monitor import metrics
 from reconsup.payments.decision import Policy
 from reconsup.payments.request import ETHEREUM, Network
@@ -27,6 +31,7 @@ from reconsup.store import leases
 from reconsup.store.database import Database
 from reconsup.store.errors import SchemaBehind, StoreRejected, StoreUnavailable
 from reconsup.store.persist import Against
+from reconsup.store.revision import fetch_state
 from reconsup.worker.auditor import Auditor, Terms
 from reconsup.worker.pause import Pauses
 from reconsup.worker.reconciler import PROBE_SECONDS, Duty, Reconciler
@@ -36,11 +41,12 @@ from reconsup.worker.spans import Reading, SpanReader
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 69
 BATCHES_IN_HAND = 2  # while PostgreSQL works on one, decisions are made on the other
-DATABASE_PATIENCE_SECONDS = 30.0  # well below the supervisor's boot deadline
+DATABASE_PATIENCE_SECONDS = 30.0  # at most, and half of the supervisor's boot deadline
 
 
 def run(seat: Seat, settings: Settings) -> int:
     """Work until told to drain; the exit code. Called in the child, right after the fork."""
+    limits.apply(oom_raise=limits.WORKER_OOM_RAISE, memory_max_mb=settings.memory_max_mb)
     logs.configure(settings.log_format, worker_id=seat.worker_id)
     metrics.open(seat.metrics_directory, str(seat.slot))
     calm_collector()
@@ -61,6 +67,7 @@ class _Worker:
         self._settings = settings
         self._cell = seat.cell
         self._pauses = Pauses()
+        self._heart = pulse.Heart(seat.cell, settings.watchdog_seconds)
         self._log = structlog.get_logger()
         self._networks = [Network(ETHEREUM, name) for name in settings.networks]
         self._nodes: dict[Network, Nodes] = {}
@@ -72,22 +79,53 @@ class _Worker:
         self._listen()
         code = EXIT_OK
         try:
-            async with AsyncExitStack() as stack:
-                databases = [await stack.enter_async_context(self._database()) for _ in range(BATCHES_IN_HAND)]
-                if await self._wait_for_database(databases[0]):
-                    await self._work(stack, databases)
-                    code = await self._give_back(databases[0])
+            async with self._heart.ticking():
+                code = await self._live()
         except* SchemaBehind as group:
-            self._log.error("schema_behind", error=str(group.exceptions[0]))
+            self._log.error("schema_behind", todo=str(group.exceptions[0]))
             code = EXIT_UNAVAILABLE
         except* StoreUnavailable:
             code = EXIT_UNAVAILABLE
         self._log.info("worker_stopped", code=code)
         return code
 
+    async def _live(self) -> int:
+        """Boot, work, leave: in each of them something is watched."""
+        async with AsyncExitStack() as stack:
+            databases = [await stack.enter_async_context(self._database()) for _ in range(BATCHES_IN_HAND)]
+            with self._heart.pulse("boot"):
+                is_ready = await self._wait_for_database(databases[0])
+            if is_ready:
+                await self._work(stack, databases)
+            stack.enter_context(self._heart.pulse("leaving"))
+            return await self._give_back(databases[0]) if is_ready else EXIT_OK
+
+    async def _loop(self, name: str, work: Awaitable[None]) -> None:
+        """One work loop, watched. Without memory it must not limp on: what it would lose on the way nobody knows."""
+        try:
+            await self._heart.watched(name, work)
+        except MemoryError:
+            self._die_of_memory(name)
+
+    def _die_of_memory(self, loop: str) -> NoReturn:
+        """End at once, with everything leased: the janitor gives it back."""
+        self._log.error(
+            "out_of_memory",
+            loop=loop,
+            memory_max_mb=self._settings.memory_max_mb,
+            todo="raise RECONSUP_MEMORY_MAX_MB, or lower PAYMENT_REQUEST_RECONCILER_BATCH_SIZE",
+        )
+        os._exit(EXIT_GAVE_UP)
+
+    def _callback_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if isinstance(context.get("exception"), MemoryError):
+            self._die_of_memory("event loop")
+        loop.default_exception_handler(context)
+
     def _listen(self) -> None:
-        """Signals, the supervisor's death, and the bell."""
+        """Signals, the supervisor's death, the bell, and what a callback raises."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._callback_failed)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._drain, signal.Signals(number).name)
         loop.add_reader(self._seat.lifeline_fd, self._orphaned)
@@ -116,30 +154,34 @@ class _Worker:
             self._settings.database_url,
             application_name=f"reconsup/{self._seat.incarnation}",
             lease_seconds=self._settings.lease_seconds,
+            on_wait=pulse.waits,
         )
 
     async def _wait_for_database(self, database: Database) -> bool:
-        """Ready is who has spoken to the database; False if the drain began before.
+        """Ready is who has found its schema in the database; False if the drain began before.
 
         Raises StoreUnavailable after a while: to leave and come again costs no restart, to miss the boot deadline does.
+        Raises SchemaBehind.
         """
         pause = self._pauses.pause()
-        gives_up_at = time.monotonic() + DATABASE_PATIENCE_SECONDS
         is_told = False
-        while not pause.is_stopping:
-            self._cell.beat(time.monotonic())
-            try:
-                await database.fetch("SELECT 1")
-            except StoreUnavailable as error:
-                if not is_told:
-                    self._log.warning("database_away", error=str(error))
-                is_told = True
-                if time.monotonic() > gives_up_at:
-                    raise
-                await pause.for_seconds(PROBE_SECONDS)
-            else:
-                self._cell.set_state(WorkerState.READY)
-                return True
+        try:
+            async with asyncio.timeout(min(DATABASE_PATIENCE_SECONDS, self._settings.boot_seconds / 2)):
+                while not pause.is_stopping:
+                    try:
+                        state = await fetch_state(database)
+                    except StoreUnavailable as error:
+                        if not is_told:
+                            self._log.warning("database_away", error=str(error))
+                        is_told = True
+                        await pause.for_seconds(PROBE_SECONDS)
+                    else:
+                        if not state.is_ready:
+                            raise SchemaBehind(state.sentence())
+                        self._cell.set_state(WorkerState.READY)
+                        return True
+        except TimeoutError:
+            raise StoreUnavailable("the database did not answer in time") from None
         return False
 
     async def _work(self, stack: AsyncExitStack, databases: list[Database]) -> None:
@@ -157,13 +199,16 @@ class _Worker:
             if self._settings.audits_balances(network.name)
         ]
         async with asyncio.TaskGroup() as group:
-            group.create_task(reconciler.run(), name="reconciler")
+            group.create_task(self._loop("reconciler", reconciler.run()), name="reconciler")
             for auditor in auditors:
-                group.create_task(auditor.run(), name="auditor")
+                name = f"auditor-{auditor.network.name}"
+                group.create_task(self._loop(name, auditor.run()), name=name)
             for network, scanner in scanners.items():
-                group.create_task(scanner.run(), name=f"scanner-{network}")
+                name = f"scanner-{network.name}"
+                group.create_task(self._loop(name, scanner.run()), name=name)
                 reader = await self._span_reader(stack, network, scanner)
-                group.create_task(reader.run(), name=f"spans-{network}")
+                name = f"spans-{network.name}"
+                group.create_task(self._loop(name, reader.run()), name=name)
             group.create_task(self._pauses.stopping.wait(), name="drain")
 
     async def _auditor(self, stack: AsyncExitStack, network: Network, scanner: Scanner) -> Auditor:
@@ -178,7 +223,6 @@ class _Worker:
             await stack.enter_async_context(self._database()),
             self._nodes[network].apart(),  # who cannot tell balances may yet be scanned
             scanner,
-            self._cell,
             self._seat.bell,
             self._pauses.pause(),
         )
@@ -196,7 +240,6 @@ class _Worker:
             ),
             await stack.enter_async_context(self._database()),
             self._nodes[network],
-            self._cell,
             self._seat.bell,
             self._pauses.pause(),
         )
@@ -215,7 +258,13 @@ class _Worker:
         """The network's endpoints, one for each of its URLs."""
         chains = []
         for url in self._settings.rpc_urls[network.name]:
-            endpoint = Endpoint(network.name, url, self._settings.rpc_timeout_seconds, on_call=_count_rpc_call)
+            endpoint = Endpoint(
+                network.name,
+                url,
+                self._settings.rpc_timeout_seconds,
+                on_call=_count_rpc_call,
+                on_wait=pulse.waits,
+            )
             chains.append(evm_chain(await stack.enter_async_context(endpoint), self._settings))
         return Nodes(
             chains,
@@ -277,6 +326,7 @@ def policy(settings: Settings, network: Network) -> Policy:
 def _count_rpc_call(network: str, method: str, outcome: str, seconds: float, count: int) -> None:
     metrics.RPC_REQUESTS.inc(count, network, method, outcome)
     metrics.RPC_SECONDS.observe(seconds, network, method)
+    pulse.alive()
 
 
 def _due_against(settings: Settings, network: Network) -> Against:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from reconsup import pulse
 from reconsup.fleet.posix import Cell
 from reconsup.monitor import metrics
 from reconsup.payments.decision import Decision, Policy, decide
@@ -85,7 +86,7 @@ class Reconciler:
         """Work until the drain begins. A batch in hand is finished; the process gives the rest back."""
         is_away = False
         while not self._pause.is_stopping:
-            self._cell.beat(time.monotonic())
+            pulse.alive()
             try:
                 has_more = await self.look_around()
             except (StoreUnavailable, StoreRejected) as error:
@@ -333,6 +334,8 @@ class Reconciler:
     def _decide_one(self, claim: Claim, seen: view.View, policy: Policy) -> Decision | persist.Failure:
         try:
             decision = decide(claim.request, seen.facts[claim.request.id], seen.chain, policy)
+        except MemoryError:  # the process's trouble, not the row's
+            raise
         except Exception as error:  # noqa: BLE001 - a row that nobody can decide must not hold back the others
             self._log.error("row_failed", request_id=claim.request.id, exc_info=True)
             return persist.Failure(f"failed: {type(error).__name__}: {error}"[:500])

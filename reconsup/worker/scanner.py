@@ -10,11 +10,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from reconsup import pulse
 from reconsup.chain.block import Block, Fork, Header, NoFork
 from reconsup.chain.errors import Behind, ChainInconsistent, ChainUnavailable, EndpointsDisagree, Undecided, WrongChain
 from reconsup.chain.evm import BATCH_BLOCKS_MAX, ChainIdentity, EvmChain, Head
 from reconsup.chain.nodes import Nodes
-from reconsup.fleet.posix import Bell, Cell
+from reconsup.fleet.posix import Bell
 from reconsup.monitor import metrics
 from reconsup.payments.request import Network
 from reconsup.store import cursor as cursors
@@ -51,12 +52,11 @@ class _LeaseLostError(Exception):
 class Scanner:
     """One network's loop in one process. `is_served` is True once the endpoint showed the very chain of the cursor."""
 
-    def __init__(self, watch: Watch, database: Database, nodes: Nodes, cell: Cell, bell: Bell, pause: Pause) -> None:
+    def __init__(self, watch: Watch, database: Database, nodes: Nodes, bell: Bell, pause: Pause) -> None:
         self._watch = watch
         self._database = database
         self._nodes = nodes
         self._chain: EvmChain  # the one that this step speaks to
-        self._cell = cell
         self._bell = bell
         self._pause = pause
         self._book = Logbook(watch.network)
@@ -84,7 +84,7 @@ class Scanner:
     async def run(self) -> None:
         """Scan until the drain begins; then free the lease."""
         while not self._pause.is_stopping:
-            self._cell.beat(time.monotonic())
+            pulse.alive()
             seconds = await self.turn()
             # A ring may tell that the scan lease is free. It tells the holder nothing, and must not cut short a wait
             # that an endpoint asked for.
@@ -307,7 +307,7 @@ class Scanner:
 
     async def _headway(self, cursor: Cursor) -> None:
         """A walk back goes on along linked headers. That is progress: it must not lose the lease half way."""
-        self._cell.beat(time.monotonic())
+        pulse.alive()
         self._progress_at = time.monotonic()
         if self._progress_at < self._renewed_at + self._watch.lease_seconds / 3:
             return

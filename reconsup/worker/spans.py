@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from reconsup import pulse
 from reconsup.chain.block import Block
 from reconsup.chain.errors import ChainInconsistent, ChainUnavailable
 from reconsup.chain.evm import EvmChain
@@ -76,6 +77,7 @@ class SpanReader:
     async def run(self) -> None:
         """Read until the drain begins; then free the lease."""
         while not self._pause.is_stopping:
+            pulse.alive()
             started = time.monotonic()
             seconds = await self.turn()
             if seconds > 0 and not self._failures:

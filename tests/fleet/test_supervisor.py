@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -250,9 +249,14 @@ def test_many_deaths_at_once_are_all_noticed(tmp_path: Path) -> None:
 
         assert stage.end() == 0
         # whoever is forked later has no more open than the first
-        assert len({tuple(each["descriptors"]) for each in stage.told("born")}) == 1
+        assert len({tuple(map(without_number, each["descriptors"])) for each in stage.told("born")}) == 1
         shared = [each for each in stage.told("born")[-1]["descriptors"] if "anon" in each]
         assert shared == ["anon_inode:[eventfd]", "anon_inode:[eventfd]"]
+
+
+def without_number(descriptor: str) -> str:
+    """Each has a file of its own for its stacks."""
+    return re.sub(r"stacks-.*", "stacks", descriptor)
 
 
 @pytest.mark.parametrize("twist", ["no-pidfd", "fork-fails"])
@@ -272,26 +276,3 @@ def test_a_supervisor_with_a_thread_refuses_to_fork(tmp_path: Path) -> None:
         assert stage.end() == 1
         assert stage.told() == []
         assert "fork with 2 threads" in (tmp_path / "log").read_text()
-
-
-def test_systemd_is_told(tmp_path: Path) -> None:
-    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    manager.bind(str(tmp_path / "notify"))
-    manager.settimeout(10)
-    said: list[str] = []
-
-    def until(line: str) -> None:
-        while line not in said:
-            said.extend(manager.recv(4096).decode().splitlines())
-
-    environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"}
-    with manager, on_stage(tmp_path, Play(workers=2), **environment) as stage:
-        until("STATUS=running: 2 ready")
-        stage.send(TERM)
-        until("STOPPING=1")
-        assert stage.end() == 0
-
-    assert said[0] == "STATUS=probing: 2 empty"
-    assert said.count("READY=1") == said.count("STOPPING=1") == 1
-    assert said.index("READY=1") > said.index("STATUS=running: 2 empty")
-    assert {each["systemd"] for each in stage.told("born")} == {0}

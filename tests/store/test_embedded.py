@@ -192,6 +192,20 @@ def test_an_initdb_that_was_killed_is_done_again(tmp_path: Path) -> None:
     assert not (folder / "data.new").exists()
 
 
+def test_a_program_that_holds_signals_back_starts_an_initdb_that_hears_them(tmp_path: Path) -> None:
+    """Or it would not hear that the program was killed. Seen to fail with the mask handed on."""
+    for name in ("initdb", "postgres"):
+        program = tmp_path / name
+        program.write_text("#!/bin/sh\necho error: $(grep SigBlk /proc/self/status) >&2\nexit 1\n")
+        program.chmod(0o755)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        with pytest.raises(embedded.EmbeddedError, match=r"SigBlk: 0{16}"):
+            embedded.start(tmp_path / "pg", binaries=tmp_path)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
 

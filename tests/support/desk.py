@@ -108,7 +108,7 @@ class Desk:
         ]
         self.nodes = Nodes(chains, quorum=self._quorum, proves=self._proves, clock=self._clock)
         pause = self.pauses.pause
-        self.scanner = _Scanner(self.watch, await self._store("scan"), self.nodes, self.cell, self.bell, pause())
+        self.scanner = _Scanner(self.watch, await self._store("scan"), self.nodes, self.bell, pause())
         self.scanner.desk = self
         reading = Reading(LOCAL, self.owner, self.watch.lease_seconds, 15.0, join_seconds=0.0)
         self.reader = SpanReader(
@@ -120,9 +120,7 @@ class Desk:
             is_served=lambda: self.scanner.is_served,
         )
         nodes = Nodes(chains, clock=self._clock)  # as in the worker: of its own
-        self.auditor = Auditor(
-            self.terms, await self._store("audit"), nodes, self.scanner, self.cell, self.bell, pause()
-        )
+        self.auditor = Auditor(self.terms, await self._store("audit"), nodes, self.scanner, self.bell, pause())
         self.reconciler = Reconciler(
             self.duty,
             [await self._store("look"), await self._store("look")],

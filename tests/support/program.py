@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -52,6 +52,7 @@ class Program:
         workers: int = 2,
         worker_id: str = "test",
         code: str | None = None,
+        flags: Sequence[str] = (),
         **environment: str,
     ) -> None:
         self.port = free_port()
@@ -63,10 +64,11 @@ class Program:
             "PAYMENT_REQUEST_RECONCILER_POLL_INTERVAL_SECONDS": "0.2",
             "RECONSUP_LOG_FORMAT": "json",
             "RECONSUP_EXPIRY_CONFIRMATIONS": "3",
+            "RECONSUP_WORKERS": str(workers),
         }
-        flags = ["--workers", str(workers), "--worker-id", worker_id, "--metrics-address", f"127.0.0.1:{self.port}"]
+        given = ["--worker-id", worker_id, "--metrics-address", f"127.0.0.1:{self.port}", *flags]
         self.process = subprocess.Popen(
-            [sys.executable, *(["-m", "reconsup.cli"] if code is None else ["-c", code]), *flags],
+            [sys.executable, *(["-m", "reconsup.cli"] if code is None else ["-c", code]), *given],
             env={**os.environ, **settings, **environment},
             stdout=self._output,
             stderr=subprocess.STDOUT,

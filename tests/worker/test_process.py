@@ -1,14 +1,18 @@
 """The life of a worker process: what it does before it is ready, and last."""
 
 import os
+import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import uvloop
+from structlog.testing import capture_logs
 
 from reconsup.fleet.posix import Bell, Scoreboard, Seat, WorkerState
-from reconsup.settings import load
+from reconsup.settings import Settings, load
 from reconsup.store import database as store
+from reconsup.store.revision import SchemaState
 from reconsup.worker import process
 from tests.support.postgres import Database, insert_request
 from tests.support.program import free_port
@@ -27,6 +31,42 @@ def test_a_worker_that_finds_no_database_leaves_with_69_before_its_boot_deadline
     assert seat.scoreboard.child_state(0) is not WorkerState.READY
     os.close(write_end)
     os.close(lifeline)
+
+
+def test_a_worker_leaves_before_its_boot_deadline_however_short_that_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its patience is half of what it has. Seen to fail (it never left) with a patience of 30 s."""
+    monkeypatch.setattr(process, "PROBE_SECONDS", 0.05)
+    url = f"postgresql://me:pass@127.0.0.1:{free_port()}/x"
+    settings = load({"DATABASE_URL": url, "RECONSUP_BOOT_SECONDS": "2"}, {})
+
+    assert lifetime(tmp_path, settings) == (69, WorkerState.EMPTY, pytest.approx(1, abs=0.8))
+
+
+@pytest.mark.service
+def test_a_worker_that_meets_another_schema_is_never_ready_and_says_what_to_do(
+    empty_database: Database, tmp_path: Path
+) -> None:
+    """With a new DATABASE_URL it must prove it before the others are replaced. Seen to fail with SELECT 1."""
+    with capture_logs() as logged:
+        code, state, _ = lifetime(tmp_path, load({"DATABASE_URL": empty_database.url}, {}))
+
+    assert (code, state) == (69, WorkerState.EMPTY)
+    assert [event["todo"] for event in logged if event["event"] == "schema_behind"] == [
+        SchemaState(None).sentence(),
+    ]
+
+
+def lifetime(folder: Path, settings: Settings) -> tuple[int, WorkerState, float]:
+    """A worker's exit code, what it said of itself, and how long it lived."""
+    lifeline, write_end = os.pipe()
+    seat = Seat(0, "host", "0" * 16, Scoreboard("host", 1), Bell(), lifeline, folder)
+    started = time.monotonic()
+    code = uvloop.run(process._Worker(seat, settings).run())
+    os.close(write_end)
+    os.close(lifeline)
+    return code, seat.scoreboard.child_state(0), time.monotonic() - started
 
 
 @pytest.mark.service
