@@ -31,6 +31,7 @@ SHORT = Plan(
     stops=1,
     turnovers=1,
     resizes=1,
+    hangs=1,
 )
 WHOLE = Plan(
     seed=SHORT.seed,
@@ -46,6 +47,7 @@ WHOLE = Plan(
     stops=4,
     turnovers=20,
     resizes=20,
+    hangs=20,
     workers=4,
 )
 

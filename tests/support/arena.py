@@ -23,7 +23,7 @@ from tests.story.conftest import Town, deploy
 from tests.support import lease_history
 from tests.support.hosts import MARK, TOUGH, Host, hosts
 from tests.support.phoenix import Phoenix, phoenix
-from tests.support.program import Program, wait_for
+from tests.support.program import START_SECONDS, Program, wait_for
 from tests.support.trade import Trade
 from tests.support.twin_nodes import Twins
 
@@ -36,6 +36,7 @@ SETTINGS = {
     "PAYMENT_REQUEST_RECONCILER_EVM_MIN_CONFIRMATIONS": "2",
     "RECONSUP_RPC_TIMEOUT_SECONDS": "0.5",
     "RECONSUP_DRAIN_SECONDS": f"{DRAIN_SECONDS:g}",
+    "RECONSUP_WATCHDOG_SECONDS": "6",  # longer than a worker is stopped for a while
     "RECONSUP_TAIL_BLOCKS": str(TAIL_BLOCKS),
 }
 
@@ -55,7 +56,7 @@ class Arena:
         """Start the program on a host."""
         return Program(
             self.town.database.direct_url,
-            {"local": self.urls[worker_id[-1]]},  # type: ignore[dict-item]
+            {"local": self.urls[worker_id[-1]]},
             folder=folder,
             worker_id=worker_id,
             workers=self.workers,
@@ -71,7 +72,7 @@ class Arena:
         with hosts("ab", self.program, self.town.folder, mark, chance) as made:
             made["a"].start()
             born = "SELECT 1 FROM app.chain_cursors WHERE tip_time IS NOT NULL"
-            wait_for("the cursor is born", lambda: self.town.database.fetch(born))
+            wait_for("the cursor is born", lambda: self.town.database.fetch(born), START_SECONDS)
             made["b"].start()
             for host in made.values():
                 host.program.wait_ready()
@@ -91,7 +92,7 @@ def arena(folder: Path, seed: int, workers: int) -> Iterator[Arena]:
         good, stuck = (stack.enter_context(Anvil(block_seconds=0, options=genesis)) for _ in range(2))
         token = asyncio.run(deploy(good))
         good.rpc("anvil_mine", FORK_AT)
-        twins = Twins(good, stuck, None, None)  # type: ignore[arg-type]
+        twins = Twins(good, stuck, None, None)
         twins.follow()
         twins.part(1, FORK_BLOCKS)
         good.rpc("evm_setTime", hex(int(time.time())))

@@ -8,6 +8,7 @@ Block times are the wall clock's. What a request must end as follows from its ki
 import asyncio
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -267,6 +268,7 @@ class Trade:
         at_once = self._random.randint(0, len(found))  # a prefix: they have one sender, whose nonces go up
         offsets = sorted(self._random.randrange(depth) for _ in range(at_once))
         await chain.reorg(depth, [(raw, at) for (_, raw), at in zip(found, offsets, strict=False)])
+        await chain.call("evm_setTime", hex(int(time.time())))  # each reorg was seen to put anvil's clock back
         for _, raw in found[at_once:]:
             await chain.call("eth_sendRawTransaction", raw)
         self.counts["reorgs"] += 1
