@@ -1,4 +1,4 @@
-"""The program does its work as PID 1 of a container and under a service manager, and is one process: the one that was started."""
+"""As PID 1 of a container, and under a service manager, the program does its work and is one process: the one started."""
 
 import os
 import signal
