@@ -26,7 +26,7 @@ from reconsup.monitor.status import Fleet, Known
 from reconsup.payments.request import ETHEREUM, Network
 from reconsup.settings import Settings
 from reconsup.store.backlog import Host
-from reconsup.store.database import Database
+from reconsup.store.database import RETRIES_MAX, Database
 from reconsup.store.presence import Presence
 
 IDENTIFIER = "monitor"
@@ -58,25 +58,23 @@ async def _run(seat: Seat, settings: Settings) -> None:
     _hear(seat, bell, stopping)
     heart = pulse.Heart(seat.cell, settings.watchdog_seconds)
     name = f"reconsup/{seat.incarnation}"
+
+    def database(lease_seconds: float, *, presence: Presence, retries_max: int = RETRIES_MAX) -> Database:
+        return Database(
+            settings.database_url,
+            application_name=name,
+            lease_seconds=lease_seconds,
+            presence=presence,
+            retries_max=retries_max,
+            on_wait=pulse.waits,
+        )
+
     async with (
         heart.ticking(),
         Presence(settings.database_url, application_name=name) as presence,
         # two, so that a death never waits for a count of rows
-        Database(
-            settings.database_url,
-            application_name=name,
-            lease_seconds=min(settings.lease_seconds, janitor.WAIT_SECONDS),
-            presence=presence,
-            retries_max=0,
-            on_wait=pulse.waits,
-        ) as for_janitor,
-        Database(
-            settings.database_url,
-            application_name=name,
-            lease_seconds=watch.WAIT_SECONDS,
-            presence=presence,
-            on_wait=pulse.waits,
-        ) as for_watch,
+        database(min(settings.lease_seconds, janitor.WAIT_SECONDS), presence=presence, retries_max=0) as for_janitor,
+        database(watch.WAIT_SECONDS, presence=presence) as for_watch,
         asyncio.TaskGroup() as tasks,
     ):
         presence.on_return.append(bell.set)

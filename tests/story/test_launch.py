@@ -1,4 +1,4 @@
-"""As PID 1 of a container, and under a service manager, the program does its work and is one process: the one started."""
+"""As PID 1 of a container, and under a service manager, it does its work and is one process: the one started."""
 
 import os
 import signal
