@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -26,7 +27,7 @@ from reconsup.monitor.status import Fleet, Known
 from reconsup.payments.request import ETHEREUM, Network
 from reconsup.settings import Settings
 from reconsup.store.backlog import Host
-from reconsup.store.database import RETRIES_MAX, Database
+from reconsup.store.database import Database
 from reconsup.store.presence import Presence
 
 IDENTIFIER = "monitor"
@@ -57,24 +58,16 @@ async def _run(seat: Seat, settings: Settings) -> None:
     bell, stopping = asyncio.Event(), asyncio.Event()
     _hear(seat, bell, stopping)
     heart = pulse.Heart(seat.cell, settings.watchdog_seconds)
-    name = f"reconsup/{seat.incarnation}"
-
-    def database(lease_seconds: float, *, presence: Presence, retries_max: int = RETRIES_MAX) -> Database:
-        return Database(
-            settings.database_url,
-            application_name=name,
-            lease_seconds=lease_seconds,
-            presence=presence,
-            retries_max=retries_max,
-            on_wait=pulse.waits,
-        )
-
+    url, name = settings.database_url, f"reconsup/{seat.incarnation}"
+    database = partial(Database, url, application_name=name, on_wait=pulse.waits)
     async with (
         heart.ticking(),
-        Presence(settings.database_url, application_name=name) as presence,
+        Presence(url, application_name=name) as presence,
         # two, so that a death never waits for a count of rows
-        database(min(settings.lease_seconds, janitor.WAIT_SECONDS), presence=presence, retries_max=0) as for_janitor,
-        database(watch.WAIT_SECONDS, presence=presence) as for_watch,
+        database(
+            lease_seconds=min(settings.lease_seconds, janitor.WAIT_SECONDS), presence=presence, retries_max=0
+        ) as for_janitor,
+        database(lease_seconds=watch.WAIT_SECONDS, presence=presence) as for_watch,
         asyncio.TaskGroup() as tasks,
     ):
         presence.on_return.append(bell.set)
