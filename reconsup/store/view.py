@@ -135,6 +135,8 @@ def _is_disowned(row: Row) -> bool:
 
 # A settlement above the tail's start counts only while its very block is stored: after the chain's tables were made
 # anew, or lost, it must be seen again first. LATERAL and OFFSET 0 as in matching: joined, all settlements were read.
+# `counted` is of the entry that gave the status. Late money that was told together with it has an entry of its own, of
+# the same two statuses, after it: taken for the other, it says that the status was given for nothing but late money.
 _VIEW: LiteralString = """
 WITH cursor AS MATERIALIZED (
   SELECT k.chain_id, k.next_height - 1 AS scanned_height, k.tail_start, k.tip_time, k.safe_height,
@@ -171,6 +173,7 @@ SELECT r.id, k.chain_id AS cursor_chain_id, k.scanned_height, k.tip_time, k.tip_
        CASE WHEN r.status IN ('detected', 'confirmed', 'expired') THEN (
          SELECT t.evidence FROM app.payment_request_transitions t
          WHERE t.payment_request_id = r.id AND t.to_status = r.status AND t.from_status <> r.status
+           AND t.reason NOT IN ('payment_late', 'payment_again')
          ORDER BY t.id DESC LIMIT 1) END AS counted,
        CASE WHEN r.reconcile_audited_height IS NOT NULL THEN (
          SELECT b.block_time FROM app.chain_blocks b

@@ -118,6 +118,13 @@ DEMOTED = {
         f"{LOSS_TESTS}::test_money_that_is_there_again_under_another_log_index_was_not_lost[confirmed]",
         "a request is taken back although its payment was mined again",
     ),
+    "late money's entry is taken for the confirmation's": Mutant(
+        VIEW,
+        (Swap("           AND t.reason NOT IN ('payment_late', 'payment_again')\n", ""),),
+        "tests/worker/test_late_over_under_twice.py::test_a_confirmed_request_is_reorged_with_its_money_also_when_late_"
+        "money_came_before_it_was_confirmed[request]",
+        "a request that was paid once more, too late, stays confirmed when the chain takes all its money back",
+    ),
     "repair by who lost the request": Mutant(
         ADMISSION,
         (Swap('_REPAIR, parameters | {"ids": ours}', "_REPAIR, parameters"),),
