@@ -146,9 +146,12 @@ class Chronicle:
         )
 
     def is_out_of_reach(self, wanted: Wanted) -> bool:
-        """Whether hidden money of a request stands in a block that may have left the tail before anybody looked."""
+        """Whether hidden money of a request stands in a block that may have left the tail before anybody looked.
+
+        Or in the lowest of the tail: what that one brought can only be told by the block below it, which has left.
+        """
         lowest = len(self.canonical) - TAIL_BLOCKS_MIN
-        return any(paid.is_hidden and block.height < lowest for block, paid in self.credits_of(wanted))
+        return any(paid.is_hidden and block.height <= lowest for block, paid in self.credits_of(wanted))
 
     def is_surely_late(self, wanted: Wanted, tx: str) -> bool:
         """No block that ever held it was in time."""
