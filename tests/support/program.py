@@ -68,7 +68,7 @@ class Program:
         }
         given = ["--worker-id", worker_id, "--metrics-address", f"127.0.0.1:{self.port}", *flags]
         self.process = subprocess.Popen(
-            [sys.executable, *(["-m", "reconsup.cli"] if code is None else ["-c", code]), *given],
+            [sys.executable, *(["-m", "reconsup"] if code is None else ["-c", code]), *given],
             env={**os.environ, **settings, **environment},
             stdout=self._output,
             stderr=subprocess.STDOUT,
