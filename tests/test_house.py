@@ -18,8 +18,9 @@ PACKAGE = "reconsup"
 
 # Imports go down only: a room may import the rooms of the floors below its own, and itself. The longest name that
 # fits a module is its room. `fleet.slot` is the half of the plan that concerns one slot.
+PLAN = ("fleet.slot", "fleet.state", "fleet.events", "fleet.scale", "fleet.turnover")
 FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
-    {"payments": (), "chain.block": (), "fleet.plan": ("fleet.slot",), "redact": ()},  # pure
+    {"payments": (), "chain.block": (), "fleet.plan": PLAN, "redact": ()},  # pure
     {"logs": ()},
     {
         "settings": ("settings_parse", "settings_table"),

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 LINES = 1000
+SECONDS_MAX = 5.0  # for all of them: to wait for each would take longer by far
 
 WRITER = """
 import os, sys, time
@@ -27,6 +28,12 @@ def say(numbers, size=400):
     started_at = time.monotonic()
     for number in numbers: log.info("beat", number=number, filler="x" * size)
     print(f"{time.monotonic() - started_at:.3f}", flush=True)
+def fork_writers(count):
+    for _ in range(count):
+        if os.fork() == 0:
+            for number in range(300): log.info("beat", number=number, filler="x" * 400)
+            os._exit(0)
+    for _ in range(count): assert os.wait()[1] == 0
 for line in sys.stdin: exec(line)
 """
 
@@ -94,7 +101,7 @@ def test_a_reader_that_stands_still_costs_lines_and_no_time_and_they_are_counted
     """Seen to fail (stuck) with a plain write, and without the count."""
     with on(kind) as made:
         seconds = made.say(f"say(range({LINES}))")
-        assert seconds < 1
+        assert seconds < SECONDS_MAX
         kept = entries(made.read())
         made.say(f"say([{LINES}])")
         later = entries(made.read())
@@ -124,13 +131,9 @@ def test_a_reader_that_is_only_slow_loses_nothing() -> None:
 
 def test_many_processes_that_share_a_full_pipe_are_not_stuck_either() -> None:
     with on("pipe") as made:
-        seconds = made.say(
-            f"[os.wait() for child in range(8) if os.fork() or (say(range({LINES})), os._exit(0))] and say([])"
-        )
-        text = made.read()
+        made.say("fork_writers(8); say([])")
 
-    assert seconds < 1
-    assert len(entries(text)) > 20
+        assert len(entries(made.read())) > 20
 
 
 def test_room_that_another_process_takes_between_a_look_and_the_write_is_no_trap() -> None:
@@ -138,7 +141,7 @@ def test_room_that_another_process_takes_between_a_look_and_the_write_is_no_trap
     with on("pipe") as made:
         made.say("logs._is_writable = lambda *_: True; say([])")  # it was so a moment ago
 
-        assert made.say(f"say(range({LINES}))") < 1
+        assert made.say(f"say(range({LINES}))") < SECONDS_MAX
 
 
 def test_a_line_that_was_torn_costs_itself_only() -> None:
@@ -165,7 +168,7 @@ def test_a_terminal_that_is_held_stops_nothing() -> None:
         time.sleep(0.05)  # the terminal's own
         after = made.read()
 
-    assert seconds < 1
+    assert seconds < SECONDS_MAX
     assert before.startswith('{"timestamp"')
     assert '"log_lines_dropped"' in after
 
@@ -175,7 +178,7 @@ def test_who_has_no_descriptor_left_can_still_say_so() -> None:
     with on("pipe") as made:
         made.say("import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); say([1])")
         assert [each["number"] for each in entries(made.read())] == [1]
-        assert made.say(f"say(range({LINES}))") < 1
+        assert made.say(f"say(range({LINES}))") < SECONDS_MAX
 
         assert len(entries(made.read())) > 20
 
@@ -188,12 +191,12 @@ def test_a_reader_that_is_gone_stops_nothing(kind: str) -> None:
         made.reader = os.open(os.devnull, os.O_RDONLY)
         os.dup2(made.reader, made.reader)
 
-    assert seconds < 1
+    assert seconds < SECONDS_MAX
 
 
 def test_a_full_disk_stops_nothing_and_is_told_when_there_is_room() -> None:
     with writer(os.open("/dev/full", os.O_WRONLY), -1) as made:
-        assert made.say(f"say(range({LINES}))") < 1
+        assert made.say(f"say(range({LINES}))") < SECONDS_MAX
         read, write = os.pipe()
         made.reader = read
         there = f"/proc/{os.getpid()}/fd/{write}"

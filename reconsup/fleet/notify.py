@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Self
 
-from reconsup.fleet.plan import Phase
+from reconsup.fleet.state import Phase
 
 STATUS_EVERY_SECONDS = 1.0
 STATUS_BYTES_MAX = 1024  # systemd drops a message of more than 4096

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from reconsup.fleet.notify import MARGIN_SECONDS, RETRY_SECONDS, Facts, Notifier
-from reconsup.fleet.plan import Phase
+from reconsup.fleet.state import Phase
 from tests.support.notify_server import NotifyServer, fill
 
 PROBING = Facts(Phase.PROBING, ready=0, wanted=2, deadline=1060.0)

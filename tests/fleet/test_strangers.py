@@ -216,7 +216,7 @@ def deaf_child() -> None:
         strike()
         return len(taken)
 
-    posix.set_parent_death_signal = strike  # type: ignore[assignment]
+    posix.set_parent_death_signal = strike  # type: ignore[assignment]  # the first thing that a child does
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # as the entry has it
     SignalNotes()
     assert end_of(child(body)) == 2

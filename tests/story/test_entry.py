@@ -123,6 +123,8 @@ def strike_at(folder: Path, strike: Strike, seconds: float, way: Sequence[str], 
         code, text = start.end()
     assert (code, seconds) == (0, seconds), text
     assert '"event":"supervisor_stopped"' in text
+    for number in (HUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU) if strike is all_that_may_come else ():
+        assert f'"signal":"{number.name}"' in text, text
     assert_clean(text)
 
 
@@ -170,7 +172,7 @@ def test_before_its_first_line_it_dies_of_it_and_after_that_it_stops(tmp_path: P
 
 @pytest.mark.parametrize(("number", "code"), [(INT, 130), (TERM, -TERM)])
 def test_another_command_is_interrupted_without_a_traceback(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    """`check` imports for a second. Seen to fail (a traceback) without the hold, and (lost) when it is never let go."""
+    """`check` imports for a second. Seen to fail (lost) when signals are never let go."""
     with starting(tmp_path, "check") as start:
         until_it_holds(start)
         os.kill(start.pid, number)
