@@ -1,4 +1,4 @@
-"""The program does its work as PID 1 of a container and under a service manager, and is one process: the one that was started."""
+"""The program works as PID 1 of a container and under a service manager, and is the very process that was started."""
 
 import os
 import signal
