@@ -18,7 +18,7 @@ from tests.support.program import wait_for
 from tests.support.proxy import Proxy, Reply, proxy_before
 from tests.support.silent_road import road_to
 
-pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.direct]
+pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.direct, pytest.mark.planted]
 
 WATCHDOG_SECONDS = 2.0
 HEALTHY_SECONDS = 0.9 * WATCHDOG_SECONDS  # a healthy process must not come near; the machine is busy
