@@ -84,6 +84,6 @@ def alarms(hosts: Sequence[Host]) -> tuple[Counter[str], list[str]]:
             for entry in entries(life.program.log):
                 if entry["level"] in ("warning", "error", "critical"):
                     counts[entry["event"]] += 1
-                if entry["event"] in LOST:
+                if entry["event"] in LOST or str(entry.get("next", "")).startswith("parked"):
                     lost.append(f"{host.name}, life {life.number}: {json.dumps(entry)[:600]}")
     return counts, lost

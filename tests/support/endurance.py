@@ -52,11 +52,18 @@ def schedule(plan: Plan) -> list[Act]:
 
 def perform(run: Run, acts: Sequence[Act], say: Callable[[str], None] = print) -> None:
     """Do all of it, looking on the way; each act that lasts ends, so at the end nothing is away."""
-    run.began, next_look = time.monotonic(), 0.0
+    run.began = time.monotonic()
     for at, act in acts:
         run.plan_act(at, act)
-    for act in (partial(havoc.restore, name="a"), partial(havoc.restore, name="b")):
-        run.plan_act(run.plan.seconds, act)  # HUP: so many workers as the settings say
+    _do_all(run)
+    for name in run.hosts:  # after the last TTOU: HUP, so many workers as the settings say
+        havoc.restore(run, name)
+    _do_all(run)
+    say(f"schedule of {run.plan.seconds:g} s done in {run.passed:.0f} s")
+
+
+def _do_all(run: Run) -> None:
+    next_look = 0.0
     while run.to_do:
         at, _, act = heapq.heappop(run.to_do)
         while True:
@@ -67,7 +74,6 @@ def perform(run: Run, acts: Sequence[Act], say: Callable[[str], None] = print) -
                 break
             time.sleep(max(0.0, min(at - run.passed, 0.05)))
         act(run)
-    say(f"schedule of {run.plan.seconds:g} s done in {run.passed:.0f} s")
 
 
 def look(run: Run) -> None:

@@ -13,6 +13,11 @@ from tests.support.trade import PAID, SHORT, Kind, Order, Town, receipts_of
 KEPT = (Reason.LATE, Reason.AGAIN)  # entries that are no step: told together with the one that led there, or later
 SETTLE_SECONDS = 60.0
 LOOK_SECONDS = 0.3
+ROWS = {
+    "payment_requests": "id",
+    "payment_request_settlements": "payment_request_id",
+    "payment_request_transitions": "payment_request_id",
+}
 MONEY = frozenset({Reason.CONFIRMED, Reason.RECONFIRMED})
 
 
@@ -43,8 +48,9 @@ def _of_statuses(town: Town, orders: Sequence[Order]) -> list[str]:
 def explain(town: Town, wrong: list[str]) -> str:
     """The rows of the first of them, and how far the chain was read."""
     rows = [
-        town.database.fetch("SELECT to_jsonb(r) FROM app.payment_requests r WHERE id = %s", [each.split()[0]])
+        town.database.fetch(f"SELECT to_jsonb(r) FROM app.{table} r WHERE {column} = %s", [each.split()[0]])
         for each in wrong[:3]
+        for table, column in ROWS.items()
     ]
     cursors = town.database.fetch("SELECT to_jsonb(c) FROM app.chain_cursors c")
     return f"{len(wrong)} wrong: {wrong[:20]}; {rows}; {cursors}"
