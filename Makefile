@@ -1,5 +1,5 @@
 # Every target does its own set-up: make, Python >= 3.11 and Node >= 20 are all that a machine needs. Tests also take
-# PgBouncer, from the machine or from Debian's packages; where there is neither, one sentence says what to install.
+# PgBouncer and promtool, from the machine or from Debian's packages; where one is neither, a sentence says what to install.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,11 +8,13 @@ ANVIL := $(VENV)/node/.ready
 RIVALS := $(VENV)/.rivals
 ANVIL_PACKAGE := @foundry-rs/anvil@1.7.1
 PGBOUNCER := $(VENV)/.pgbouncer
+PROMTOOL := $(VENV)/.promtool
 POSTGRES_15 := $(VENV)/postgres-15
+PACKER := $(VENV)/packer
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-15 test-pooler test-all check bench format clean
+.PHONY: help demo test test-15 test-pooler test-all check bench binary format clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,20 +22,20 @@ help: ## this list
 demo: $(READY) $(ANVIL) ## real payments on a local chain move real rows, while a worker is killed
 	@$(BIN)/reconsup demo
 
-test: $(READY) $(ANVIL) $(PGBOUNCER) ## all tests that take less than five minutes together
+test: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) ## all tests that take less than five minutes together
 	$(PYTEST) -m "not long"
 
-test-15: $(READY) $(ANVIL) $(PGBOUNCER) $(POSTGRES_15) ## those that touch PostgreSQL, on PostgreSQL 15
+test-15: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(POSTGRES_15) ## those that touch PostgreSQL, on PostgreSQL 15
 	RECONSUP_TEST_POSTGRES=$(POSTGRES_15) $(PYTEST) -m "service and not long"
 
-test-pooler: $(READY) $(ANVIL) $(PGBOUNCER) ## and behind a PgBouncer in transaction mode
+test-pooler: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) ## and behind a PgBouncer in transaction mode
 	RECONSUP_TEST_POOLER=1 $(PYTEST) -m "service and not long and not direct"
 
-test-all: $(READY) $(ANVIL) $(PGBOUNCER) $(POSTGRES_15) ## all of these, and the long ones
+test-all: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(POSTGRES_15) ## all of these, and the long ones
 	$(PYTEST)
 	$(MAKE) test-15 test-pooler
 
-check: $(READY) ## format, lint, types, the walls of the house, fast tests: before each commit
+check: $(READY) $(PROMTOOL) ## format, lint, types, the walls of the house, fast tests: before each commit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -41,6 +43,8 @@ check: $(READY) ## format, lint, types, the walls of the house, fast tests: befo
 
 bench: $(RIVALS) $(ANVIL) ## measure everything: tables, and dist/bench.json (PARTS="takeover writes" for some of it)
 	$(BIN)/python -m tests.bench $(PARTS)
+
+binary: dist/reconsup ## one file for Linux machines without Python: dist/reconsup
 
 format: $(READY) ## put the code into shape
 	$(BIN)/ruff format .
@@ -61,6 +65,18 @@ $(RIVALS): packaging/requirements-bench.txt | $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/requirements-bench.txt
 	@touch $@
 
+# What packs has an environment of its own, so that nothing but the service's dependencies can get in.
+$(PACKER)/.ready: packaging/requirements-binary.txt | $(READY)
+	$(PYTHON) -m venv --clear $(PACKER)
+	$(PACKER)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/requirements-binary.txt
+	@touch $@
+
+dist/reconsup: $(PACKER)/.ready packaging/reconsup.spec packaging/onefile.py packaging/onefile.c pyproject.toml \
+  $(shell find reconsup migrations -name '*.py')
+	PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=1767225600 $(PACKER)/bin/python -m PyInstaller --noconfirm --log-level ERROR \
+	  --distpath dist --workpath $(PACKER)/work packaging/reconsup.spec
+	ZIG_GLOBAL_CACHE_DIR=$(abspath $(PACKER))/zig $(PACKER)/bin/python packaging/onefile.py dist/reconsup-folder $@
+
 $(ANVIL): | $(READY)
 	@command -v npm >/dev/null \
 	  || { echo "the local chain (anvil) comes as an npm package: install Node 20 or newer" >&2; exit 1; }
@@ -70,6 +86,10 @@ $(ANVIL): | $(READY)
 
 $(PGBOUNCER): | $(READY)
 	@$(BIN)/python -m tests.support.tools pgbouncer
+	@touch $@
+
+$(PROMTOOL): | $(READY)
+	@$(BIN)/python -m tests.support.tools promtool
 	@touch $@
 
 $(POSTGRES_15): | $(READY)

@@ -17,6 +17,7 @@ from reconsup.chain.rpc import Endpoint
 from reconsup.payments.request import ETHEREUM, Network
 from reconsup.settings import Settings, shown_database_url
 from reconsup.store import cursor as cursors
+from reconsup.store import hosts, privileges
 from reconsup.store.cursor import Cursor
 from reconsup.store.database import Database
 from reconsup.store.errors import StoreUnavailable
@@ -28,6 +29,9 @@ BALANCE_WAYS = {
     "deployless": f"{balances.DEPLOYLESS_ADDRESSES} balances a call, without state override",
     "single": "balances one by one, a batch at a time",
 }
+CONNECTIONS_OF_WORKER = 2
+CONNECTIONS_OF_NETWORK = 3  # of each worker
+CONNECTIONS_OF_MONITOR = 2
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 69
 EXIT_ENDPOINT = 76
@@ -67,15 +71,62 @@ async def _check_database(settings: Settings, database: Database, say: Say) -> b
     try:
         ((version,),) = await database.fetch("SELECT current_setting('server_version')")
         say(f"ok    database: PostgreSQL {version} at {where}")
+        room = await privileges.room(database)
+        if room.is_read_only:
+            say("FAIL  database: nothing can be written there: let DATABASE_URL name the primary server")
+            return False
+        may_work = await _check_privileges(database, say)
+        if not may_work:
+            return False
         state = await fetch_state(database)
+        say(f"{'ok  ' if state.is_ready else 'FAIL'}  schema: {state.sentence()}")
+        if state.is_ready:
+            await _check_connections(settings, database, room.connections_max, say)
     except StoreUnavailable as error:
         say(f"FAIL  database: {where}: {error}: start it, or correct DATABASE_URL")
         return False
-    say(f"{'ok  ' if state.is_ready else 'FAIL'}  schema: {state.sentence()}")
     if state.is_ready:
         for twins in await _twins(settings.database_url):
             say(f"note  {twins}: neither will be settled until one of them is changed")
     return state.is_ready
+
+
+async def _check_privileges(database: Database, say: Say) -> bool:
+    """What the role may do; True if it is all that a worker needs."""
+    rights = await privileges.missing(database)
+    for grant in rights.grants:
+        say(f"FAIL  privileges: the role {rights.role} lacks some: {grant};")
+    if rights.hides_rows:
+        say(
+            f"note  privileges: app.payment_requests has row security for the role {rights.role}: requests that a "
+            "policy hides are never processed"
+        )
+    if not rights.grants:
+        say(f"ok    privileges: the role {rights.role} may do what it must")
+    return not rights.grants
+
+
+async def _check_connections(settings: Settings, database: Database, connections_max: int, say: Say) -> None:
+    """Whether all hosts together may open as many connections as they might."""
+    if not await database.is_direct():
+        say("note  connections: a pooler stands between: they are its to count")
+        return
+    others = [row for row in await hosts.rows(database) if row.base != settings.worker_base and not row.is_gone]
+    need = _connections(settings.workers.most, len(settings.networks))
+    need += sum(_connections(row.slots, row.networks or len(settings.networks)) for row in others)
+    who = f"this host and {len(others)} more" if others else "this host"
+    if need <= connections_max:
+        say(f"ok    connections: {who} may open {need} at a time, PostgreSQL allows {connections_max}")
+    else:
+        say(
+            f"note  connections: {who} may open {need} at a time, but PostgreSQL allows {connections_max}: raise "
+            "max_connections (or the limit of the role or the database), use fewer workers, or put PgBouncer between"
+        )
+
+
+def _connections(workers: int, networks: int) -> int:
+    """How many a host opens at most: its workers, and its monitor."""
+    return workers * (CONNECTIONS_OF_WORKER + CONNECTIONS_OF_NETWORK * networks) + CONNECTIONS_OF_MONITOR
 
 
 async def _balances(chain: EvmChain, head: Head) -> str:

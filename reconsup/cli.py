@@ -24,7 +24,9 @@ from reconsup.settings import (
     Settings,
     load_database_url,
     load_from_process,
+    load_metrics_address,
 )
+from reconsup.settings_table import METRICS_ADDRESS
 
 if TYPE_CHECKING:
     from reconsup.fleet.plan import Limits
@@ -88,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     migrate.add_argument("--env-file", type=Path, metavar="PATH")
     check = _add(commands, "check", _check, "try settings, database, schema and endpoints, a line each")
     _add_settings(check)
+    _add_status(commands)
     chain = _add(commands, "chain", _chain, "start a network that stopped itself, on the chain its endpoints show")
     chain.add_argument("network", metavar="NETWORK")
     chain.add_argument("action", choices=("resume",))
@@ -113,6 +116,24 @@ def _add(
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.set_defaults(command=command)
     return parser
+
+
+def _add_status(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    status = _add(commands, "status", _status, "show the supervisor that runs here, or with --all every host")
+    status.description = (
+        "Shows the supervisor that listens on the metrics address: workers, backlog, networks. Exits with 0 if there "
+        "was something to show, whatever it says (/readyz tells whether the host is ready), else with 69."
+    )
+    status.add_argument("--all", action="store_true", help="ask the database for every host that works on it")
+    status.add_argument(
+        "--json", action="store_true", help="what /status says, for programs (with --all: all hosts, however long gone)"
+    )
+    status.add_argument("--watch", action="store_true", help="show it again every second, until Ctrl-C")
+    status.add_argument(
+        "--metrics-address", dest=METRICS_ADDRESS, metavar="HOST:PORT", help="where the supervisor listens"
+    )
+    status.add_argument("--database-url", dest="DATABASE_URL", metavar="URL", help="the database, for --all")
+    status.add_argument("--env-file", type=Path, metavar="PATH", help="the file that the supervisor is started with")
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -237,6 +258,32 @@ def _check(parsed: argparse.Namespace) -> int:
     with ExitStack() as stack:
         with_database = _with_database(settings, stack)
         return EXIT_UNAVAILABLE if with_database is None else check.run(with_database, print)
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    from reconsup import settings
+    from reconsup.status import command
+
+    manner = command.Manner(
+        as_json=parsed.json,
+        again=parsed.watch,
+        is_colored=settings.wants_colors(),
+        is_movable=settings.is_movable(),
+    )
+    if parsed.all:
+        url = load_database_url(_flags(parsed), parsed.env_file)
+        if not url.startswith(EMBEDDED):
+            return command.of_everyone(url, manner)
+        _complain("reconsup: only one reconsup works on an embedded database: ask it without --all")
+        return EXIT_UNAVAILABLE
+    address = load_metrics_address(_flags(parsed), parsed.env_file)
+    if address is None:
+        _complain(
+            "reconsup: the supervisor has no listener (RECONSUP_METRICS_ADDRESS is empty): `reconsup status --all` "
+            "asks the database instead"
+        )
+        return EXIT_UNAVAILABLE
+    return command.of_host(address, manner)
 
 
 def _chain(parsed: argparse.Namespace) -> int:

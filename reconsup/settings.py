@@ -158,14 +158,34 @@ def load_from_process(flags: Mapping[str, str], env_file: Path | None = None) ->
 
 def load_database_url(flags: Mapping[str, str], env_file: Path | None = None) -> str:
     """DATABASE_URL alone, from this process's environment: for commands that need nothing else to be right."""
+    return str(_load_one("DATABASE_URL", flags, env_file))
+
+
+def load_metrics_address(flags: Mapping[str, str], env_file: Path | None = None) -> tuple[str, int] | None:
+    """RECONSUP_METRICS_ADDRESS alone, likewise: host and port, or None where there is no listener."""
+    address: tuple[str, int] | None = _load_one(METRICS_ADDRESS, flags, env_file)
+    return address
+
+
+def _load_one(name: str, flags: Mapping[str, str], env_file: Path | None) -> Any:
     texts, errors = _layered(os.environ, flags, env_file)
     values: dict[str, Any] = {}
-    error = _read(BY_NAME["DATABASE_URL"], texts, values)
+    error = _read(BY_NAME[name], texts, values)
     if error is not None:
         errors.append(error)
     if errors:
         raise ConfigErrors(errors)
-    return str(values["database_url"])
+    return values[BY_NAME[name].field]
+
+
+def wants_colors() -> bool:
+    """Whether this process's environment allows colours on a terminal."""
+    return not os.environ.get("NO_COLOR") and is_movable()
+
+
+def is_movable() -> bool:
+    """Whether a terminal of this process's environment has a cursor that can be moved."""
+    return os.environ.get("TERM", "dumb") not in ("dumb", "")
 
 
 def shown_database_url(url: str) -> str:

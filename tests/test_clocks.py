@@ -19,6 +19,8 @@ TIME_OF_DAY = re.compile(
 KNOWN = {
     "worker.reconciler": (1, "the last cycle, as /status shows it"),
     "fleet.supervisor": (1, "when it was started, as /status and reconsup_hosts.started_at show it"),
+    "monitor.http": (1, "the moment that /status tells of"),
+    "status.command": (1, "when it looked, and how long ago that was: for people"),
     "chain.rpc": (1, "a Retry-After that is a date: it bounds a pause, and the pause is bounded too"),
     "demo.picture": (1, "the demo's own lines"),
 }

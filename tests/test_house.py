@@ -20,17 +20,17 @@ PACKAGE = "reconsup"
 # fits a module is its room. `fleet.slot` is the half of the plan that concerns one slot.
 PLAN = ("fleet.slot", "fleet.state", "fleet.events", "fleet.scale", "fleet.turnover")
 FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
-    {"payments": (), "chain.block": (), "fleet.plan": PLAN, "redact": ()},  # pure
+    {"payments": (), "chain.block": (), "fleet.plan": PLAN, "redact": (), "shown": ()},  # pure
     {"logs": ()},
     {
         "settings": ("settings_parse", "settings_table"),
         "chain": (),
         "store": (),
         "fleet": (),
-        "monitor.metrics": (),
+        "monitor.metrics": ("monitor.folder", "monitor.tally"),
         "pulse": (),
     },
-    {"worker": (), "fleet.supervisor": (), "monitor": (), "check": (), "resume": (), "demo": ()},  # the loops
+    {"worker": (), "fleet.supervisor": (), "monitor": (), "check": (), "resume": (), "status": (), "demo": ()},  # loops
     {"cli": ("__main__",)},
 )
 PURE = FLOORS[0]
@@ -54,7 +54,6 @@ KEPT_OUT = {
 }
 READS_ENVIRONMENT = {
     "settings": "the reader",
-    "monitor.metrics": "sets PROMETHEUS_MULTIPROC_DIR, which prometheus_client takes from nowhere else",
     "fleet.notify": "NOTIFY_SOCKET is between systemd and this process; no operator sets it",
     "fleet.posix": "takes systemd's variables away from children, who must not speak for the supervisor",
 }

@@ -1,15 +1,23 @@
-"""The README says what the program does: its settings table is the settings table, its commands exist."""
+"""The README says what the program does: its tables are the program's, its commands exist.
+
+`python -m tests.test_readme settings` (or `metrics`) prints a table as it must stand there.
+"""
 
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from reconsup.monitor import metrics
 from reconsup.settings import SETTINGS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def settings_table() -> str:
-    """The table as it must stand in the README; `python -m tests.test_readme` prints it."""
+    """Made from reconsup/settings_table.py."""
     lines = ["| name | flag | default | rule |", "|---|---|---|---|"]
     for setting in SETTINGS:
         default = f"`{setting.default}`" if setting.default is not None else "–"
@@ -18,10 +26,23 @@ def settings_table() -> str:
     return "\n".join(lines)
 
 
-def test_the_settings_table_is_the_one_of_the_program() -> None:
-    found = re.search(r"<!-- settings: [^>]*-->\n(.*?)\n?<!-- /settings -->", README, re.DOTALL)
+def metrics_table() -> str:
+    """Made from reconsup/monitor/metrics.py."""
+    lines = ["| metric | kind | labels | what it says |", "|---|---|---|---|"]
+    for line in metrics.TABLE:
+        labels = ", ".join(f"`{label}`" for label in line.labels) or "–"
+        lines.append(f"| `{line.name}` | {line.kind} | {labels} | {line.help} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"settings": settings_table, "metrics": metrics_table}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_table_is_the_one_of_the_program(name: str) -> None:
+    found = re.search(rf"<!-- {name}: [^>]*-->\n(.*?)\n?<!-- /{name} -->", README, re.DOTALL)
     assert found is not None
-    assert settings_table() == found[1]
+    assert TABLES[name]() == found[1]
 
 
 def test_every_make_target_that_is_named_exists() -> None:
@@ -32,4 +53,4 @@ def test_every_make_target_that_is_named_exists() -> None:
 
 
 if __name__ == "__main__":
-    print(settings_table())
+    print(TABLES[sys.argv[1]]())

@@ -1,27 +1,16 @@
-"""The wheel, as an operator gets it: installed where there is nothing but what it declares, it migrates and answers.
-
-Nothing is downloaded. The dependencies are linked, distribution by distribution, from the environment that runs
-the tests: only those that the wheel's own metadata asks for, without extras. So an undeclared import fails here.
-"""
+"""The wheel, as an operator gets it: installed where there is nothing but what it declares, it migrates and answers."""
 
 import os
 import subprocess
-import sys
-import venv
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from email.parser import Parser
-from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from tests.support.postgres import Database
+from tests.support.wheel import ROOT, build, install
 
-ROOT = Path(__file__).parent.parent
 PROGRAM_SECONDS = 60
 
 pytestmark = pytest.mark.service
@@ -50,16 +39,7 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    built = subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert built.returncode == 0, built.stdout + built.stderr
-    (path,) = folder.glob("*.whl")
-    return path
+    return build(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -67,48 +47,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     base = tmp_path_factory.mktemp("installed")
     environment, folder, dependencies = (base / name for name in ("environment", "folder", "dependencies"))
     folder.mkdir()
-    dependencies.mkdir()
-    venv.create(environment)
-    pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*pip, "install", "--quiet", "--no-index", "--no-deps", str(wheel)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    for name in sorted(declared(wheel)):
-        link(name, dependencies)
-    (site_packages,) = environment.glob("lib/python*/site-packages")
-    (site_packages / "dependencies.pth").write_text(f"{dependencies}\n")
+    install(wheel, environment, dependencies)
     return Installed(environment, folder, dependencies)
-
-
-def declared(wheel: Path) -> set[str]:
-    """The names of all distributions that the wheel needs, theirs included, none that only an extra asks for."""
-    with zipfile.ZipFile(wheel) as archive:
-        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        fields = Parser().parsestr(archive.read(metadata).decode())
-    return set(needed(fields.get_all("Requires-Dist", []), frozenset({""}), set()))
-
-
-def needed(requirements: list[str], extras: frozenset[str], seen: set[tuple[str, frozenset[str]]]) -> Iterator[str]:
-    for requirement in map(Requirement, requirements):
-        if requirement.marker is not None and not any(requirement.marker.evaluate({"extra": each}) for each in extras):
-            continue
-        wants = canonicalize_name(requirement.name), frozenset({"", *requirement.extras})
-        if wants not in seen:
-            seen.add(wants)
-            yield wants[0]
-            yield from needed(distribution(wants[0]).requires or [], wants[1], seen)
-
-
-def link(name: str, into: Path) -> None:
-    """Show what a distribution installed, and nothing beside it."""
-    of = distribution(name)
-    for top in {file.parts[0] for file in of.files or ()} - {"..", "__pycache__"}:
-        if not (into / top).exists():
-            (into / top).symlink_to(str(of.locate_file(top)))
 
 
 def test_the_wheel_carries_the_package_and_its_migrations(wheel: Path) -> None:

@@ -4,9 +4,14 @@ import sys
 
 from reconsup.demo.interrupts import Interrupted, Interrupts
 
+EXIT_USAGE = 64
+
 
 def run(*, is_plain: bool) -> int:
     """Show it; 0 if everything ended as it must, 1 after a sentence that says what did not, 128 + n after signal n."""
+    if getattr(sys, "frozen", False):  # what PyInstaller packed: without a PostgreSQL and a chain of its own
+        print("reconsup demo: not in this file: get the source, and run `make demo` there", file=sys.stderr)
+        return EXIT_USAGE
     with Interrupts() as interrupts:
         try:
             from reconsup.demo import performance  # slow to import: who presses Ctrl-C meanwhile is heard

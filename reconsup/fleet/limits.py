@@ -27,8 +27,8 @@ def apply(*, oom_raise: int, memory_max_mb: float = 0) -> None:
 
 
 def _limit(what: int, most: int) -> None:
-    _, hard = resource.getrlimit(what)
-    if hard != resource.RLIM_INFINITY:
-        most = min(most, hard)
+    """Lower a limit; a stricter one that is there already stays."""
+    soft, _ = resource.getrlimit(what)
+    least = most if soft == resource.RLIM_INFINITY else min(soft, most)
     with suppress(OSError, ValueError):
-        resource.setrlimit(what, (most, most))
+        resource.setrlimit(what, (least, least))

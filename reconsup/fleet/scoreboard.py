@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from struct import Struct
 
 from reconsup.fleet.morgue import INCARNATION_BYTES, ROW_BYTES_MAX, Death, Morgue
 from reconsup.fleet.shared import Integer, Moment, Text
@@ -43,6 +44,7 @@ _SLOT_STATE = Integer("B", 8)
 _RESTARTS = Integer("Q", 16)
 _STARTED = Moment(24)
 _CAUSE_COUNTS = {cause: Integer("Q", 32 + 8 * place) for place, cause in enumerate(_CAUSES)}
+_ALL_COUNTS = Struct(f"{len(_CAUSES)}Q")
 # … then, in cache lines of their own, what the process in the slot writes.
 _CHILD_STATE = Integer("B", 192)
 _LEASES = Integer("Q", 200)
@@ -219,6 +221,19 @@ class Scoreboard:
             loop=_LOOP.get(self._memory, cell) if is_live else None,
             memory_bytes=(_MEMORY.get(self._memory, cell) or None) if is_live else None,
         )
+
+    def unasked(self) -> dict[tuple[int, Cause], int]:
+        """How many processes left each worker's seat though nobody had told them to, by cause; also of seats that
+        are no longer used.
+        """
+        return {
+            (slot, cause): count
+            for slot in range(SPARE + 1)
+            for cause, count in zip(
+                _CAUSES, _ALL_COUNTS.unpack_from(self._memory, self._record(slot) + 32), strict=True
+            )
+            if count
+        }
 
     def load(self) -> Load | None:
         """What the monitor said last of the work that waits; None: nothing yet."""

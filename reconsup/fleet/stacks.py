@@ -12,8 +12,6 @@ from pathlib import Path
 BYTES_MAX = 16 * 1024
 _STDERR = 2
 
-_files: list[object] = []  # faulthandler keeps the descriptor, not the file: whoever drops the file closes it
-
 
 def open_in(directory: Path, slot: int) -> None:
     """Have this process, the one in `slot`, write its stacks there when it dies; the first thing after the fork.
@@ -25,8 +23,7 @@ def open_in(directory: Path, slot: int) -> None:
     except OSError:
         faulthandler.enable(_STDERR)
     else:
-        faulthandler.enable(file)
-        _files[:] = [file]
+        faulthandler.enable(file)  # which keeps it open
     faulthandler.register(signal.SIGUSR2, _STDERR)
 
 

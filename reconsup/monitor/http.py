@@ -9,9 +9,10 @@ import asyncio
 import errno
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -19,13 +20,15 @@ from aiohttp import web
 from reconsup import logs, pulse
 from reconsup.fleet import limits
 from reconsup.fleet.posix import Scoreboard, Seat, WorkerState
-from reconsup.monitor import metrics, status, watch
+from reconsup.monitor import janitor, metrics, status, watch
 from reconsup.monitor.janitor import FAREWELL_SECONDS, Janitor
+from reconsup.monitor.page import CONTENT_TYPE, Page
 from reconsup.monitor.status import Fleet, Known
 from reconsup.payments.request import ETHEREUM, Network
 from reconsup.settings import Settings
 from reconsup.store.backlog import Host
 from reconsup.store.database import Database
+from reconsup.store.presence import Presence
 
 IDENTIFIER = "monitor"
 RETRY_PORT_SECONDS = 5.0
@@ -50,22 +53,37 @@ async def _run(seat: Seat, settings: Settings) -> None:
         settings.networks,
         watch.fresh_seconds(settings.poll_interval_seconds),
         lease_seconds=settings.lease_seconds,
+        watchdog_seconds=settings.watchdog_seconds,
     )
     bell, stopping = asyncio.Event(), asyncio.Event()
     _hear(seat, bell, stopping)
     heart = pulse.Heart(seat.cell, settings.watchdog_seconds)
+    url, name = settings.database_url, f"reconsup/{seat.incarnation}"
+    database = partial(Database, url, application_name=name, on_wait=pulse.waits)
     async with (
         heart.ticking(),
+        Presence(url, application_name=name) as presence,
         # two, so that a death never waits for a count of rows
-        _database(seat, settings, settings.lease_seconds) as for_janitor,
-        _database(seat, settings, watch.WAIT_SECONDS) as for_watch,
+        database(
+            lease_seconds=min(settings.lease_seconds, janitor.WAIT_SECONDS), presence=presence, retries_max=0
+        ) as for_janitor,
+        database(lease_seconds=watch.WAIT_SECONDS, presence=presence) as for_watch,
         asyncio.TaskGroup() as tasks,
     ):
-        janitor = Janitor(seat, for_janitor, networks)
+        presence.on_return.append(bell.set)
+        keeper = Janitor(seat, for_janitor, networks)
         seconds = watch.poll_seconds(settings.poll_interval_seconds)
-        look = watch.Watch(for_watch, networks, host_of(seat.scoreboard), known, seconds=seconds)
+        look = watch.Watch(
+            for_watch,
+            networks,
+            host_of(seat.scoreboard),
+            known,
+            seconds=seconds,
+            tell_load=seat.scoreboard.set_load,
+            announcement=lambda: status.announcement(fleet_of(seat.scoreboard), known),
+        )
         loops = [
-            tasks.create_task(heart.watched("janitor", janitor.run(bell))),
+            tasks.create_task(heart.watched("janitor", keeper.run(bell))),
             tasks.create_task(heart.watched("watch", look.run())),
         ]
         if settings.metrics_address is not None:
@@ -78,13 +96,10 @@ async def _run(seat: Seat, settings: Settings) -> None:
             loop.cancel()
         _, unfinished = await asyncio.wait(loops, timeout=GOODBYE_SECONDS)
         if not unfinished:  # else the database hangs: there is nothing to be had from it
-            await heart.watched("farewell", janitor.farewell())
+            await heart.watched("farewell", keeper.farewell())
+            if not seat.scoreboard.dead() and not seat.is_orphaned():
+                await look.leave()
     log.info("monitor_stopped")
-
-
-def _database(seat: Seat, settings: Settings, lease_seconds: float) -> Database:
-    name = f"reconsup/{seat.incarnation}"
-    return Database(settings.database_url, application_name=name, lease_seconds=lease_seconds, on_wait=pulse.waits)
 
 
 def host_of(scoreboard: Scoreboard) -> Host:
@@ -112,15 +127,24 @@ def fleet_of(scoreboard: Scoreboard) -> Fleet:
         version=supervisor.version,
         started_at=datetime.fromtimestamp(supervisor.started_at, UTC),
         workers=tuple(scoreboard.read(slot) for slot in scoreboard.slots()),
+        base=scoreboard.base,
+        wanted=supervisor.wanted,
+        reload=supervisor.reload,
+        at=datetime.now(UTC),
+        restarts=scoreboard.unasked(),
+        deaths_overwritten=scoreboard.deaths_overwritten,
     )
 
 
 def application(read_fleet: Callable[[], Fleet], known: Known, metrics_directory: Path) -> web.Application:
     """The four pages. `read_fleet` reads the scoreboard as it is at that moment."""
+    page = Page(metrics_directory)
+    told: set[str] = set()
 
     async def metrics_page(_: web.Request) -> web.Response:
-        page = metrics.render(metrics_directory, status.readings(read_fleet(), known, time.monotonic()))
-        return web.Response(body=page, headers={"Content-Type": metrics.CONTENT_TYPE})
+        text = page.render(status.readings(read_fleet(), known, time.monotonic()))
+        _tell_damaged(page.damaged, told)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     async def health(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")  # whoever answers has a supervisor: without one this process is gone
@@ -142,6 +166,19 @@ def application(read_fleet: Callable[[], Fleet], known: Known, metrics_directory
         ]
     )
     return app
+
+
+def _tell_damaged(damaged: Mapping[str, str], told: set[str]) -> None:
+    """One line a file, and one more if it is mended and damaged again."""
+    for file in damaged.keys() - told:
+        log.warning(
+            "metrics_file_damaged",
+            file=file,
+            error=damaged[file],
+            todo="nothing: what it held stands still until the next process in that seat begins a new one",
+        )
+    told.clear()
+    told.update(damaged)
 
 
 async def serve(app: web.Application, host: str, port: int) -> None:

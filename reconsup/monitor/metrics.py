@@ -1,43 +1,30 @@
-"""Every metric of reconsup, in one table; how processes count, and how the monitor renders them all.
+"""Every metric of reconsup, in one table; and how processes count.
 
-Workers and the janitor count into memory-mapped files, one set a *slot*: an incarnation goes on where the last one
+Workers and the janitor count into memory-mapped files, one set a *seat*: an incarnation goes on where the last one
 in its seat was killed, so files do not multiply with restarts and counters never go back. Only counters and
 histograms live in files. A gauge there would outlive the process that set it, so whatever can fall is read by the
-monitor where it is true (scoreboard, database) and handed to `render`.
+monitor where it is true (scoreboard, database) and handed to `page.Page`.
 
 Nothing is built before the fork: `open` in the child, never in the supervisor. Before it every count is dropped
 silently, so that rooms can be used (and tested) without metrics. Label values are bounded by the table.
 """
 
-import fcntl
-import json
-import os
 import re
-import shutil
-import struct
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import prometheus_client
-from prometheus_client import multiprocess, values
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.mmap_dict import MmapedDict
-from prometheus_client.registry import Collector
+from typing import Literal
 
 from reconsup.fleet.slot import Cause
+from reconsup.monitor.folder import folder as folder
+from reconsup.monitor.tally import Cell, Series, Tally
 from reconsup.payments.request import Reason, RowError, Status
 
-CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 OTHER = "other"
-
-_FOLDER_PREFIX = "reconsup-metrics-"
-_DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it whenever it opens a file
-_DAMAGE = (OSError, ValueError, RuntimeError, struct.error, TypeError)
-_LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, float("inf"))  # seconds
+BUCKETS = tuple("+Inf" if bound == BOUNDS[-1] else str(bound) for bound in BOUNDS)  # as Prometheus writes them
 
 _STATUSES = frozenset(Status)
 _REASONS = frozenset(Reason)
@@ -88,43 +75,69 @@ class Line:
             for name, value in zip(self.labels, labels, strict=True)
         )
 
+    @property
+    def metric(self) -> str:
+        """The name without `_total`, as it stands in the files."""
+        return self.name.removesuffix("_total") if self.kind == "counter" else self.name
+
+    def series(self, suffix: str, labels: tuple[str, ...], *more: tuple[str, str]) -> Series:
+        """One of the metric's series in a file."""
+        pairs = (*zip(self.labels, labels, strict=True), *more)
+        return Series(self.metric, self.metric + suffix, tuple(sorted(pairs)))
+
 
 class Counter:
-    """A number that only grows, counted by any process in its slot's file."""
+    """A number that only grows, counted by any process in its seat's file."""
 
     def __init__(self, line: Line) -> None:
         self.line = line
-        self._metric: Any = None
+        self._tally: Tally | None = None
+        self._cells: dict[tuple[str, ...], Cell] = {}
 
     def inc(self, amount: float = 1, *labels: str) -> None:
         """Add `amount`; the labels stand in the table's order. Before `open`: nothing happens."""
         bounded = self.line.bounded(labels)
-        if self._metric is not None:
-            (self._metric.labels(*bounded) if bounded else self._metric).inc(amount)
+        if self._tally is not None:
+            self._tally.add(self._cells.get(bounded) or self._new(self._tally, bounded), amount)
 
-    def build(self) -> None:
-        """Make the real metric, in this process."""
-        self._metric = prometheus_client.Counter(self.line.name, self.line.help, self.line.labels, registry=None)
+    def build(self, tally: Tally) -> None:
+        """Count in this file from here on."""
+        self._tally, self._cells = tally, {}
+        if not self.line.labels:
+            self._new(tally, ())
+
+    def _new(self, tally: Tally, labels: tuple[str, ...]) -> Cell:
+        (cell,) = tally.cells([self.line.series("_total", labels)])
+        self._cells[labels] = cell
+        return cell
 
 
 class Histogram:
-    """Durations, sorted into buckets, counted by any process in its slot's file."""
+    """Durations, sorted into buckets, counted by any process in its seat's file."""
 
     def __init__(self, line: Line) -> None:
         self.line = line
-        self._metric: Any = None
+        self._tally: Tally | None = None
+        self._cells: dict[tuple[str, ...], list[Cell]] = {}
 
     def observe(self, seconds: float, *labels: str) -> None:
         """Count one duration; the labels stand in the table's order. Before `open`: nothing happens."""
         bounded = self.line.bounded(labels)
-        if self._metric is not None:
-            (self._metric.labels(*bounded) if bounded else self._metric).observe(seconds)
+        if self._tally is not None:
+            *buckets, total = self._cells.get(bounded) or self._new(self._tally, bounded)
+            self._tally.add(buckets[bisect_left(BOUNDS, seconds)], 1)
+            self._tally.add(total, max(seconds, 0.0))
 
-    def build(self) -> None:
-        """Make the real metric, in this process."""
-        self._metric = prometheus_client.Histogram(
-            self.line.name, self.line.help, self.line.labels, registry=None, buckets=_LATENCY_BUCKETS
-        )
+    def build(self, tally: Tally) -> None:
+        """Count in this file from here on."""
+        self._tally, self._cells = tally, {}
+        if not self.line.labels:
+            self._new(tally, ())
+
+    def _new(self, tally: Tally, labels: tuple[str, ...]) -> list[Cell]:
+        buckets = [self.line.series("_bucket", labels, ("le", bucket)) for bucket in BUCKETS]
+        self._cells[labels] = tally.cells([*buckets, self.line.series("_sum", labels)])
+        return self._cells[labels]
 
 
 def _counter(name: str, labels: tuple[str, ...], help_text: str, **bounds: frozenset[str]) -> Counter:
@@ -170,6 +183,11 @@ REORGS = _counter("reconsup_reorgs_total", ("network",), "Proven reorganisations
 AUDITS = _counter(
     "reconsup_audits_total", ("network",), "Balance audits of all open native requests that were finished"
 )
+AUDIT_FAILURES = _counter(
+    "reconsup_balance_audit_failures_total",
+    ("network",),
+    "Steps of a balance audit that ended in an error: no endpoint could tell, or the database was away",
+)
 AUDIT_SETTLEMENTS = _counter(
     "reconsup_audit_settlements_total",
     ("network", "how"),
@@ -209,6 +227,7 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     SPAN_BLOCKS,
     REORGS,
     AUDITS,
+    AUDIT_FAILURES,
     AUDIT_SETTLEMENTS,
     SETTLEMENTS_REPAIRED,
     RPC_REQUESTS,
@@ -218,9 +237,12 @@ COUNTED: tuple[Counter | Histogram, ...] = (
 
 # Read by the monitor when it is asked.
 WORKERS = Line("reconsup_workers", "gauge", ("state",), "Worker slots of this host by state")
-RESTARTS = Line(
-    "reconsup_worker_restarts_total", "counter", ("slot", "cause"), "Workers that left without being asked to"
+WORKERS_WANTED = Line("reconsup_workers_wanted", "gauge", (), "How many workers there should be now")
+WORKER_MEMORY = Line("reconsup_worker_memory_bytes", "gauge", ("slot",), "Resident memory of the worker in the slot")
+WORKER_BEAT_AGE = Line(
+    "reconsup_worker_beat_age_seconds", "gauge", ("slot",), "Since the last sign of life of its most silent work loop"
 )
+RESTARTS = Line("reconsup_worker_restarts_total", "counter", ("slot", "cause"), "Workers that were replaced, by cause")
 READY_SECONDS = Line(
     "reconsup_worker_ready_seconds", "gauge", (), "From the fork until ready: the slowest of the workers there are now"
 )
@@ -239,10 +261,31 @@ RPC_DISAGREEMENT = Line(
 )
 CHAIN_PROVEN = Line("reconsup_chain_proven", "gauge", ("network",), "1: all blocks of the tail were proven complete")
 SPAN_BLOCKS_LEFT = Line("reconsup_span_blocks_left", "gauge", ("network",), "Old blocks that requests still wait for")
+DEATHS_OVERWRITTEN = Line(
+    "reconsup_deaths_overwritten_total",
+    "counter",
+    (),
+    "Dead workers that were forgotten before their leases were given back; the leases' end frees them",
+)
+FILES_DAMAGED = Line(
+    "reconsup_metrics_files_damaged",
+    "gauge",
+    (),
+    "Files of counts that cannot be read now: what they held stands still",
+)
+START_TIME = Line(
+    "reconsup_supervisor_start_time_seconds",
+    "gauge",
+    (),
+    "When the supervisor started, as Unix time; counters began then",
+)
 BUILD_INFO = Line("reconsup_build_info", "gauge", ("version",), "Always 1")
 
 READ: tuple[Line, ...] = (
     WORKERS,
+    WORKERS_WANTED,
+    WORKER_MEMORY,
+    WORKER_BEAT_AGE,
     RESTARTS,
     READY_SECONDS,
     DUE,
@@ -256,122 +299,50 @@ READ: tuple[Line, ...] = (
     RPC_DISAGREEMENT,
     SPAN_BLOCKS_LEFT,
     CHAIN_PROVEN,
+    DEATHS_OVERWRITTEN,
+    FILES_DAMAGED,
+    START_TIME,
     BUILD_INFO,
 )
 TABLE: tuple[Line, ...] = (*(each.line for each in COUNTED), *READ)
 
-# metric name → label values → value
-Readings = Mapping[str, Mapping[tuple[str, ...], float]]
 
-
-@contextmanager
-def folder(parent: Path) -> Iterator[Path]:
-    """A directory of this supervisor's own, empty, gone when it ends; those of killed supervisors are removed first.
-
-    Whoever lives holds a lock on its directory, its children too. No process ids are compared: another container
-    numbers its processes differently.
-    """
-    for left in parent.glob(f"{_FOLDER_PREFIX}*"):
-        _remove_unless_held(left)
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=parent))
-        held = _hold(path)
-        if held is not None:  # None: a supervisor that starts at this moment took it for a dead one's
-            break
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(held)
-
-
-def _hold(path: Path) -> int | None:
-    """A locked descriptor of the directory; None if it is somebody's, or gone."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _remove_unless_held(path: Path) -> None:
-    held = _hold(path)
-    if held is not None:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(held)
+_FILE = re.compile(r"(counter|histogram)_[A-Za-z0-9-]+\.db")
+_OF_METRIC = {each.line.metric: each.line for each in COUNTED}
+_opened: dict[str, Tally] = {}
 
 
 def open(directory: Path, identifier: str) -> None:  # noqa: A001 - metrics.open(…) reads as what it is
-    """Count into the files of `identifier` (a slot's number, "monitor") from here on; in the child, after the fork.
+    """Count into the files of `identifier` (a seat's number, "monitor") from here on; in the child, after the fork.
 
-    Two processes that live at the same time must never share an identifier.
+    Two processes that live at the same time must never share an identifier: the second one's counts wait in memory.
     """
-    # "_" separates the parts of a file's name; with one in it the identifier would be cut short
+    # "_" separates the parts of a file's name
     assert re.fullmatch(r"[A-Za-z0-9-]+", identifier), identifier
-    for file in directory.glob(f"*_{identifier}.db"):
-        if not _is_sound(file):
-            file.replace(file.with_suffix(".db.damaged"))
-    os.environ[_DIRECTORY_VARIABLE] = str(directory)
-    # prometheus_client is not typed here
-    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: identifier)  # type: ignore[no-untyped-call]
+    for tally in _opened.values():
+        tally.close()
+    for kind in ("counter", "histogram"):
+        _opened[kind] = Tally(directory / f"{kind}_{identifier}.db", partial(is_ours, kind))
     for metric in COUNTED:
-        metric.build()
+        metric.build(_opened[metric.line.kind])
 
 
-def render(directory: Path, readings: Readings) -> bytes:
-    """The whole page in Prometheus's text format: what all processes counted, and `readings` for lines of READ.
-
-    A file that cannot be read costs only itself.
-    """
-    registry = prometheus_client.CollectorRegistry()
-    registry.register(_Page(directory, readings))
-    return prometheus_client.generate_latest(registry)
+def is_file(name: str) -> bool:
+    """Whether a file of that name is one to count in."""
+    return _FILE.fullmatch(name) is not None
 
 
-def damaged_files(directory: Path) -> tuple[str, ...]:
-    """The names of the files that `render` leaves out."""
-    return tuple(sorted(file.name for file in directory.glob("*.db") if not _is_sound(file)))
-
-
-class _Page(Collector):
-    """What one scrape shows."""
-
-    def __init__(self, directory: Path, readings: Readings) -> None:
-        self._directory = directory
-        self._readings = readings
-
-    def collect(self) -> Iterator[Metric]:
-        files = sorted(str(file) for file in self._directory.glob("*.db") if _is_sound(file))
-        # prometheus_client is not typed here
-        merged: Iterable[Metric] = multiprocess.MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
-        yield from merged
-        for line in READ:
-            if self._readings.get(line.name):
-                yield _family(line, self._readings[line.name])
-
-
-def _family(line: Line, readings: Mapping[tuple[str, ...], float]) -> Metric:
-    make = CounterMetricFamily if line.kind == "counter" else GaugeMetricFamily
-    family = make(line.name, line.help, labels=line.labels)
-    for labels, value in readings.items():
-        family.add_metric(line.bounded(labels), value)
-    return family
-
-
-def _is_sound(file: Path) -> bool:
-    """Whether all that the file claims to hold can be read; prometheus_client fails the whole page otherwise."""
-    try:
-        with file.open("rb") as opened:
-            (used,) = struct.unpack("i", opened.read(4))
-        if used != 0 and not 8 <= used <= file.stat().st_size:
-            return False
-        # prometheus_client is not typed here
-        entries = MmapedDict.read_all_values_from_file(str(file))  # type: ignore[no-untyped-call]
-        return all(len(json.loads(key)) == 4 for key, *_ in entries)
-    except _DAMAGE:
+def is_ours(kind: str, series: Series) -> bool:
+    """Whether a series is of a metric of that kind in the table."""
+    line = _OF_METRIC.get(series.metric)
+    if line is None or line.kind != kind:
         return False
+    labels = dict(series.labels)
+    match series.sample.removeprefix(series.metric):
+        case "_bucket":
+            return kind == "histogram" and labels.pop("le", None) in BUCKETS and labels.keys() == set(line.labels)
+        case "_sum":
+            return kind == "histogram" and labels.keys() == set(line.labels)
+        case "_total":
+            return kind == "counter" and labels.keys() == set(line.labels)
+    return False

@@ -1,27 +1,44 @@
-"""What the monitor knows, and how it is told: /status, /readyz, and the readings on /metrics. Pure.
+"""What the monitor knows, and how it is told: /status, /readyz, the readings on /metrics, the host's row. Pure.
 
 `/status` is a contract with scripts: fields are added, never renamed. What is not known is null, and figures that
 are too old count as not known: a number from before an outage looks like health.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from reconsup.fleet.scoreboard import CellView
-from reconsup.fleet.slot import WorkerState
+from reconsup.fleet.scoreboard import CellView, Load
+from reconsup.fleet.slot import SPARE, Cause, WorkerState
 from reconsup.store.backlog import Backlog, Census, NetworkState
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The scoreboard at one moment: the supervisor's facts and a cell for each worker slot."""
+    """The scoreboard at one moment: the supervisor's facts and a cell for each worker slot.
+
+    `at` is that moment by the wall clock (None: nobody looked at it), `wanted` how many workers there should be now,
+    as far as the supervisor tells (None: it does not), `reload` what became of the last new settings.
+    `restarts` are of all seats that there ever were: a counter of one that was given up does not vanish.
+    """
 
     pid: int
     state: str
     version: str
     started_at: datetime
     workers: Sequence[CellView]
+    base: str = ""
+    wanted: int | None = None
+    reload: str | None = None
+    at: datetime | None = None
+
+    @property
+    def ready(self) -> int:
+        """How many workers are ready."""
+        return sum(worker.state is WorkerState.READY for worker in self.workers)
+
+    restarts: Mapping[tuple[int, Cause], int] = field(default_factory=dict)
+    deaths_overwritten: int = 0
 
 
 @dataclass(slots=True)
@@ -39,6 +56,7 @@ class Known:
     census_at: float = float("-inf")
     problem: str | None = "the database was not asked yet"
     lease_seconds: float = 30.0
+    watchdog_seconds: float | None = None
 
     def fresh_backlog(self, now: float) -> Backlog | None:
         """The last reading, unless it is too old to be believed."""
@@ -51,7 +69,7 @@ def readiness(fleet: Fleet, known: Known, now: float) -> str | None:
         return f"database: {known.problem}"
     if known.fresh_backlog(now) is None:
         return f"database: it has not answered for {known.fresh_seconds:.0f} s"
-    if not any(worker.state is WorkerState.READY for worker in fleet.workers):
+    if not fleet.ready:
         states = ", ".join(f"slot {worker.slot} is {worker.state}" for worker in fleet.workers)
         return f"no worker is ready: {states or 'there is none'}"
     return None
@@ -61,14 +79,22 @@ def status(fleet: Fleet, known: Known, now: float) -> dict[str, object]:
     """The body of /status."""
     backlog = known.fresh_backlog(now)
     census = known.census if backlog else None
+    problem = readiness(fleet, known, now)
     return {
         "supervisor": {
             "pid": fleet.pid,
             "state": fleet.state,
             "version": fleet.version,
             "started_at": _moment(fleet.started_at),
+            "base": fleet.base,
+            "workers_ready": fleet.ready,
+            "workers_wanted": fleet.wanted,
+            "reload": fleet.reload,
+            "watchdog_seconds": known.watchdog_seconds,
+            "ready": problem is None,
+            "problem": problem,
         },
-        "workers": [_worker(worker) for worker in fleet.workers],
+        "workers": [_worker(worker, now) for worker in fleet.workers],
         "backlog": {
             "due": backlog.due if backlog else None,
             "oldest_due_seconds": round(backlog.oldest_due_seconds, 3) if backlog else None,
@@ -79,7 +105,40 @@ def status(fleet: Fleet, known: Known, now: float) -> dict[str, object]:
         },
         "networks": _networks(known, backlog),
         "database": {"answers": known.problem is None and backlog is not None, "problem": known.problem},
+        "at": _moment(fleet.at) if fleet.at else None,
     }
+
+
+def announcement(fleet: Fleet, known: Known) -> dict[str, object]:
+    """What the host's row says of its fleet, for the other hosts (`reconsup status --all`). It is written at every look
+    at the database, so it stays small; after `fresh_seconds` without another one the host counts as gone.
+    """
+    return {
+        "state": fleet.state,
+        "workers_wanted": fleet.wanted,
+        "fresh_seconds": known.fresh_seconds,
+        "networks": list(known.networks),
+        "workers": [
+            {
+                "slot": worker.slot,
+                "state": worker.state,
+                "restarts": worker.restarts,
+                "leases": worker.leases,
+                "memory_bytes": worker.memory_bytes,
+            }
+            for worker in fleet.workers
+        ],
+    }
+
+
+def load(backlog: Backlog, lease_seconds: float, at: float) -> Load:
+    """How much work waits that one more worker could do, read at monotonic `at`.
+
+    A network is behind while blocks that an endpoint showed within a lease are unread. Where the endpoints are away,
+    disagree or do not grow, and where the network is stopped, there is nothing to read, and nobody needs help.
+    """
+    behind = [_behind_seconds(state, lease_seconds) for state in backlog.networks]
+    return Load(backlog.oldest_due_seconds, max(behind, default=0.0), at)
 
 
 Readings = dict[str, dict[tuple[str, ...], float]]
@@ -87,7 +146,7 @@ Readings = dict[str, dict[tuple[str, ...], float]]
 
 def readings(fleet: Fleet, known: Known, now: float) -> Readings:
     """What the monitor itself puts on /metrics: name → labels → value. What is not known is left out."""
-    found = _fleet_readings(fleet)
+    found = _fleet_readings(fleet, now)
     backlog = known.fresh_backlog(now)
     if backlog is not None:
         found |= _backlog_readings(backlog, known.lease_seconds)
@@ -97,19 +156,27 @@ def readings(fleet: Fleet, known: Known, now: float) -> Readings:
     return found
 
 
-def _fleet_readings(fleet: Fleet) -> Readings:
+def _fleet_readings(fleet: Fleet, now: float) -> Readings:
     states = [worker.state for worker in fleet.workers]
     restarts: dict[tuple[str, ...], float] = {
-        (str(worker.slot), str(cause)): count
-        for worker in fleet.workers
-        for cause, count in worker.causes.items()
-        if count
+        ("spare" if slot == SPARE else str(slot), str(cause)): count for (slot, cause), count in fleet.restarts.items()
+    }
+    memory: dict[tuple[str, ...], float] = {
+        (str(worker.slot),): worker.memory_bytes for worker in fleet.workers if worker.memory_bytes is not None
+    }
+    beats: dict[tuple[str, ...], float] = {
+        (str(worker.slot),): beat for worker in fleet.workers if (beat := _beat_seconds_ago(worker, now)) is not None
     }
     starts = [worker.ready_seconds for worker in fleet.workers if worker.ready_seconds is not None]
     return {
         "reconsup_workers": {(str(state),): states.count(state) for state in WorkerState},
+        "reconsup_workers_wanted": {} if fleet.wanted is None else {(): fleet.wanted},
         "reconsup_worker_restarts_total": restarts,
+        "reconsup_worker_memory_bytes": memory,
+        "reconsup_worker_beat_age_seconds": beats,
         "reconsup_worker_ready_seconds": {(): max(starts)} if starts else {},
+        "reconsup_deaths_overwritten_total": {(): fleet.deaths_overwritten},
+        "reconsup_supervisor_start_time_seconds": {(): round(fleet.started_at.timestamp(), 3)},
         "reconsup_build_info": {(fleet.version,): 1},
     }
 
@@ -138,7 +205,24 @@ def _figure(fact: bool | None) -> float | None:
     return None if fact is None else float(fact)
 
 
-def _worker(worker: CellView) -> dict[str, object]:
+def _behind_seconds(state: NetworkState, lease_seconds: float) -> float:
+    if state.head is None or state.scanned is None or state.lag_seconds is None or state.heard_seconds is None:
+        return 0.0
+    has_more = state.stop_reason is None and state.head > state.scanned and state.heard_seconds <= lease_seconds
+    return state.lag_seconds if has_more else 0.0
+
+
+def _beat_seconds_ago(worker: CellView, now: float) -> float | None:
+    """The age of the last sign of life from a seat that is taken; of the fork, if nobody ever gave one there.
+
+    The cell keeps a predecessor's: where one after the other dies before it gets anywhere, this grows.
+    """
+    since = worker.started if worker.beat is None else worker.beat
+    return None if worker.pid is None or since is None else max(now - since, 0.0)
+
+
+def _worker(worker: CellView, now: float) -> dict[str, object]:
+    beat = _beat_seconds_ago(worker, now)
     last_cycle = None if worker.last_cycle is None else datetime.fromtimestamp(worker.last_cycle, UTC)
     return {
         "slot": worker.slot,
@@ -149,6 +233,12 @@ def _worker(worker: CellView) -> dict[str, object]:
         "restarts": worker.restarts,
         "leases": worker.leases,
         "last_cycle": _moment(last_cycle) if last_cycle else None,
+        "causes": {str(cause): count for cause, count in worker.causes.items() if count},
+        "memory_bytes": worker.memory_bytes,
+        "beat_seconds_ago": None if beat is None else round(beat, 3),
+        "loop": worker.loop,
+        "ready_seconds": None if worker.pid is None else _rounded(worker.ready_seconds),
+        "age_seconds": None if worker.pid is None or worker.started is None else _rounded(now - worker.started),
     }
 
 
@@ -165,6 +255,7 @@ def _network(state: NetworkState | None, lease_seconds: float) -> dict[str, obje
         "span_blocks_left": state.span_blocks_left if state else None,
         "lag_seconds": None if lag_seconds is None else round(lag_seconds, 3),
         "at_head": _is_at_head(state, lease_seconds),
+        "disagrees": _disagrees(state, lease_seconds) if state else None,
         "holder": state.holder if state else None,
         "stop_reason": state.stop_reason if state else None,
         "proven": state.proven if state else None,
@@ -186,6 +277,10 @@ def _disagrees(state: NetworkState, lease_seconds: float) -> bool | None:
     if state.scanned is None:
         return None
     return state.disagreed_seconds is not None and state.disagreed_seconds <= lease_seconds
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _moment(at: datetime) -> str:

@@ -8,20 +8,24 @@ soon: readiness must come back with it.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from reconsup import logs, pulse, redact
+from reconsup.fleet.scoreboard import Load
+from reconsup.monitor import status
 from reconsup.monitor.status import Known
 from reconsup.payments.request import Network
 from reconsup.store import backlog
 from reconsup.store.database import Database
-from reconsup.store.errors import SchemaBehind, StoreUnavailable
+from reconsup.store.errors import StoreUnavailable
 
 POLL_SECONDS_MAX = 5.0
 RETRY_SECONDS = 1.0
 CENSUS_SHARE = 50  # a census that took a second is made every 50 s
 CENSUS_PAUSE_SECONDS_MAX = 3600.0
 FRESH_POLLS = 3
+LEAVE_SECONDS = 0.5  # nobody waits for it
 WAIT_SECONDS = 15.0  # for the Database: a third of it bounds a statement
 
 log = logs.get_logger()
@@ -38,16 +42,30 @@ def fresh_seconds(poll_interval_seconds: float) -> float:
 
 
 class Watch:
-    """The loop that keeps `known` up to date. `database` is its own."""
+    """The loop that keeps `known` up to date. `database` is its own.
+
+    `tell_load` takes what it saw of the work that waits, for the supervisor; `announcement` is what the host's row is
+    to say of the fleet.
+    """
 
     def __init__(
-        self, database: Database, networks: Sequence[Network], host: backlog.Host, known: Known, *, seconds: float
+        self,
+        database: Database,
+        networks: Sequence[Network],
+        host: backlog.Host,
+        known: Known,
+        *,
+        seconds: float,
+        tell_load: Callable[[Load], None] = lambda _: None,
+        announcement: Callable[[], Mapping[str, object] | None] = lambda: None,
     ) -> None:
         self._database = database
         self._networks = networks
         self._host = host
         self._known = known
         self._seconds = seconds
+        self._tell_load = tell_load
+        self._announcement = announcement
         self._census_at = 0.0
         self._census_failures = 0
         self._rival: int | None = None
@@ -58,18 +76,34 @@ class Watch:
         while True:
             pulse.alive()
             pause = await self.look()
-            pulse.rests(pause)
-            await asyncio.sleep(pause)
+            pulse.rests(max(pause, RETRY_SECONDS))
+            if self._database.is_away:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY_SECONDS):
+                        await self._database.returned()
+            elif not self._database.was_cut:
+                await asyncio.sleep(pause)
+
+    async def leave(self) -> None:
+        """Say in the host's row that it stops because somebody said so: who just falls silent counts as gone."""
+        said = {**(self._announcement() or {}), "state": backlog.STOPPED}
+        with suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await backlog.announce(self._database, self._host, said, fresh_seconds=self._known.fresh_seconds)
 
     async def look(self) -> float:
         """Ask once; after how many seconds to ask again."""
         try:
             reading = await backlog.read(self._database, self._networks)
-            rival = await backlog.announce(self._database, self._host, fresh_seconds=self._known.fresh_seconds)
-        except (StoreUnavailable, SchemaBehind) as error:
+            read_at = time.monotonic()
+            rival = await backlog.announce(
+                self._database, self._host, self._announcement(), fresh_seconds=self._known.fresh_seconds
+            )
+        except StoreUnavailable as error:
             self._fail(error)
             return min(RETRY_SECONDS, self._seconds)
         self._succeed(reading, rival)
+        self._tell_load(status.load(reading, self._known.lease_seconds, read_at))
         if time.monotonic() >= self._census_at:
             await self._take_census()
         return self._seconds
@@ -98,7 +132,7 @@ class Watch:
         started_at = time.monotonic()
         try:
             self._known.census = await backlog.census(self._database, self._networks)
-        except (StoreUnavailable, SchemaBehind) as error:
+        except StoreUnavailable as error:
             # the table is too large for the time it may take, or the database just went: not soon again
             self._census_failures += 1
             pause = CENSUS_SHARE * backlog.CENSUS_SECONDS_MAX * 2.0 ** min(self._census_failures - 1, 10)

@@ -5,7 +5,8 @@ every row: the caller runs it rarely, and it gives up after a few seconds rather
 Nothing here locks or changes a payment request.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import LiteralString
@@ -14,6 +15,7 @@ from reconsup.payments.request import Network
 from reconsup.store.database import Database, Transaction
 
 DUE_COUNTED_MAX = 100_000  # a network; more are shown as so many
+STOPPED = "stopped"  # the state of a host that left because somebody said so
 CENSUS_SECONDS_MAX = 4.0  # less than the connection waits for a lock, which is retried
 
 
@@ -115,9 +117,13 @@ async def census(database: Database, networks: Sequence[Network]) -> Census:
     return await database.transact(work)
 
 
-async def announce(database: Database, host: Host, *, fresh_seconds: float) -> int | None:
-    """Write the host's row: it is alive now. The pid of another supervisor that uses this base, if one was seen in the
-    last `fresh_seconds`: two of one name overwrite each other here.
+async def announce(
+    database: Database, host: Host, status: Mapping[str, object] | None = None, *, fresh_seconds: float
+) -> int | None:
+    """Write the host's row: it is alive now, and so is its fleet (`status`).
+
+    The pid of another supervisor that uses this base, if one was seen in the last `fresh_seconds`: two of one name
+    overwrite each other here.
     """
     rows = await database.fetch(
         _ANNOUNCE,
@@ -128,6 +134,7 @@ async def announce(database: Database, host: Host, *, fresh_seconds: float) -> i
             "version": host.version,
             "slots": host.slots,
             "started_at": host.started_at,
+            "status": None if status is None else json.dumps(status),
             "fresh": fresh_seconds,
         },
     )
@@ -147,8 +154,10 @@ SELECT served.chain, served.network, k.head_height,
        CASE WHEN k.tip_time IS NOT NULL THEN k.next_height - 1 END AS scanned_height,
        CASE WHEN k.tip_time IS NOT NULL
             THEN GREATEST(extract(epoch FROM now() - k.tip_time), 0) END::float8 AS lag_seconds,
-       GREATEST(extract(epoch FROM now() - k.updated_at), 0)::float8 AS heard_seconds,
-       GREATEST(extract(epoch FROM now() - k.disagreed_at), 0)::float8 AS disagreed_seconds,
+       CASE WHEN k.updated_at IS NOT NULL
+            THEN GREATEST(extract(epoch FROM now() - k.updated_at), 0) END::float8 AS heard_seconds,
+       CASE WHEN k.disagreed_at IS NOT NULL  -- GREATEST would make 0 of NULL, and an alarm of nothing
+            THEN GREATEST(extract(epoch FROM now() - k.disagreed_at), 0) END::float8 AS disagreed_seconds,
        CASE WHEN k.scan_lease_until > now() THEN k.scan_lease_owner END AS holder,
        k.stop_reason,
        CASE WHEN k.next_height > k.tail_start THEN COALESCE(k.unproven_height < k.tail_start, true) END AS proven,
@@ -183,10 +192,10 @@ WITH other AS (
   WHERE base = %(base)s AND (pid, boot_id) IS DISTINCT FROM (%(pid)s, %(boot_id)s)
     AND last_seen_at > now() - make_interval(secs => %(fresh)s)),
 mine AS (
-  INSERT INTO app.reconsup_hosts AS h (base, boot_id, pid, version, slots, started_at, last_seen_at)
-  VALUES (%(base)s, %(boot_id)s, %(pid)s, %(version)s, %(slots)s, %(started_at)s, now())
+  INSERT INTO app.reconsup_hosts AS h (base, boot_id, pid, version, slots, started_at, status, last_seen_at)
+  VALUES (%(base)s, %(boot_id)s, %(pid)s, %(version)s, %(slots)s, %(started_at)s, %(status)s::jsonb, now())
   ON CONFLICT (base) DO UPDATE
   SET boot_id = excluded.boot_id, pid = excluded.pid, version = excluded.version, slots = excluded.slots,
-      started_at = excluded.started_at, last_seen_at = excluded.last_seen_at)
+      started_at = excluded.started_at, status = excluded.status, last_seen_at = excluded.last_seen_at)
 SELECT pid AS other_pid FROM other
 """

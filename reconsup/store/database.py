@@ -9,6 +9,9 @@ idle, and a process frozen there would keep its locks for ever.
 
 Nothing here depends on a session: no LISTEN, no advisory lock, no prepared statement, so a PgBouncer in
 transaction mode changes nothing.
+
+Connections of one process may share a `Presence`: then one of them asks for all while the database is away, the others
+fail at once, and an answer that is lost without a word is given up within a second or two.
 """
 
 import asyncio
@@ -16,7 +19,7 @@ import itertools
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import Any, LiteralString, Self, TypeVar
 
@@ -27,16 +30,17 @@ from psycopg.rows import namedtuple_row
 
 from reconsup.store import adapters
 from reconsup.store.errors import SchemaBehind, StoreRefused, StoreRejected, StoreUnavailable
+from reconsup.store.presence import CONNECT_SECONDS, Line, Presence, first_line, refusal
 
-CONNECT_SECONDS = 5
 RETRIES_MAX = 5
 RETRY_SECONDS = 0.02
+CUT_SECONDS = 0.1  # where a Presence is, and nothing was heard for so long, it cuts first
 CANCEL_SECONDS = 10  # psycopg's own bounds while it takes back what was sent
 
 # Rows are named tuples: to be unpacked in the order of the statement, or read by column name. They are untyped
 # and end at this room's doors.
 Row = Any
-Connection = psycopg.AsyncConnection[Row]
+Connection = Line
 T = TypeVar("T")
 
 # Called when a wait begins, with the seconds it lasts at most, and with 0 when it, or a statement in it, has ended.
@@ -47,29 +51,30 @@ _RETRIED = (errors.DeadlockDetected, errors.LockNotAvailable, errors.ForeignKeyV
 # Classes of SQLSTATE: connection, transaction rollback, resources, operator intervention, system; "" is libpq's own.
 _BEFALLING = ("", "08", "40", "53", "57", "58")
 
-# The server's words for "I am here, but not for you"; libpq gives a failed connection no SQLSTATE.
-_REFUSALS = (
-    "authentication failed",
-    "does not exist",
-    "no pg_hba.conf entry",
-    "not permitted to log in",
-    "no password supplied",
-    "permission denied for database",
-)
-
 
 class Database:
     """A connection that one task owns. Not to be shared: statements of two tasks would interleave.
 
     `application_name` lets the janitor end the connections of a dead incarnation. Errors of every method:
-    StoreUnavailable, StoreRefused, StoreRejected, SchemaBehind.
+    StoreUnavailable, StoreRefused, StoreRejected, SchemaBehind. `presence` is shared with the process's other ones and
+    goes by the same `application_name`. `retries_max`: how often to try again when others were in the way.
     """
 
     def __init__(
-        self, url: str, *, application_name: str, lease_seconds: float, on_wait: OnWait = lambda _: None
+        self,
+        url: str,
+        *,
+        application_name: str,
+        lease_seconds: float,
+        presence: Presence | None = None,
+        retries_max: int = RETRIES_MAX,
+        on_wait: OnWait = lambda _: None,
     ) -> None:
         self._url = url
+        self._presence = presence
+        self._retries_max = retries_max
         self._on_wait = on_wait
+        self.was_cut = False  # what failed last was a dead connection to a database that is there: try again at once
         self._application_name = application_name
         self._wait_seconds = lease_seconds / 3
         wait_ms = int(self._wait_seconds * 1000)
@@ -84,6 +89,16 @@ class Database:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether something is known to be wrong: every use fails at once, until it has `returned`."""
+        return self._presence is not None and self._presence.problem is not None
+
+    async def returned(self) -> None:
+        """Wait until nothing is known to be wrong."""
+        if self._presence is not None:
+            await self._presence.returned()
 
     async def close(self) -> None:
         """Close the connection if there is one; the next use makes a new one."""
@@ -134,9 +149,9 @@ class Database:
             try:
                 return await self._bounded(work)
             except _RETRIED as error:
-                if attempt == RETRIES_MAX or time.monotonic() > give_up_at:
+                if attempt == self._retries_max or time.monotonic() > give_up_at:
                     if isinstance(error, errors.ForeignKeyViolation):  # nobody was in the way: it stays like that
-                        raise StoreRejected(_first_line(error)) from error
+                        raise StoreRejected(first_line(error)) from error
                     raise StoreUnavailable(f"others were in the way for too long ({error.sqlstate})") from error
                 await asyncio.sleep(RETRY_SECONDS * 2**attempt * (0.5 + random.random()))  # noqa: S311 - jitter
         raise AssertionError("unreachable")
@@ -144,16 +159,19 @@ class Database:
     async def _bounded(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run `work` on a live connection within the client's bound; translate what goes wrong."""
         connection = await self._connected()
-        self._on_wait(self._wait_seconds * 2 + CANCEL_SECONDS)
+        seconds_max = self._wait_seconds * 2
+        self._on_wait(seconds_max + CUT_SECONDS + CANCEL_SECONDS)
         try:
             # The server's time-outs come first; this one is for a server that does not answer at all.
-            async with asyncio.timeout(self._wait_seconds * 2):
-                return await work(connection)
+            with self._expecting(connection, connection.cut, seconds_max):
+                async with asyncio.timeout(seconds_max + CUT_SECONDS):
+                    return await work(connection)
         except _RETRIED:
             await self._roll_back(connection)
             raise
         except (psycopg.Error, TimeoutError) as error:
             meaning = _translated(error)
+            self._tell(meaning, connection)
             await (self.close() if type(meaning) is StoreUnavailable else self._roll_back(connection))
             raise meaning from error
         except asyncio.CancelledError:
@@ -167,12 +185,31 @@ class Database:
             self._on_wait(0)
 
     async def _connected(self) -> Connection:
-        if self._connection is not None and not self._connection.closed:
+        if self._connection is not None and not self._connection.closed and not self._is_stale(self._connection):
             return self._connection
-        self._on_wait(CONNECT_SECONDS + 1)
+        await self.close()
+        if self._presence is not None:
+            self._presence.check()
+        generation = 0 if self._presence is None else self._presence.generation
+        self._on_wait(2 * (CONNECT_SECONDS + 1))  # one that hangs, and another
         try:
+            self._connection = await self._connect()
+        except (psycopg.Error, TimeoutError, OSError) as error:
+            problem = refusal(error)
+            if self._presence is not None:
+                self._presence.lost(problem)
+            raise problem from error
+        self._connection.generation = generation
+        self.was_cut = False
+        adapters.register(self._connection)
+        return self._connection
+
+    async def _connect(self) -> Connection:
+        """A new connection. One that hangs is given up as soon as another one of this process was had."""
+
+        async def connect() -> Connection:
             async with asyncio.timeout(CONNECT_SECONDS + 1):
-                self._connection = await psycopg.AsyncConnection.connect(
+                return await Line.connect(
                     self._url,
                     autocommit=True,
                     row_factory=namedtuple_row,
@@ -183,19 +220,45 @@ class Database:
                     tcp_user_timeout=int(self._wait_seconds * 2000),
                     keepalives_idle=max(1, int(self._wait_seconds)),
                 )
-        except (psycopg.Error, TimeoutError, OSError) as error:
-            text = _first_line(error) or f"no connection within {CONNECT_SECONDS} s"
-            kind = StoreRefused if any(refusal in text for refusal in _REFUSALS) else StoreUnavailable
-            raise kind(text) from error
-        adapters.register(self._connection)
-        return self._connection
+
+        if self._presence is None:
+            return await connect()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None) as bound:
+                now = asyncio.get_running_loop().time
+                with self._expecting(None, lambda: bound.reschedule(now()), CONNECT_SECONDS + 2):
+                    return await connect()
+        if not bound.expired():
+            raise TimeoutError
+        return await connect()
+
+    def _expecting(
+        self, line: Line | None, cut: Callable[[], None], seconds_max: float
+    ) -> AbstractContextManager[None]:
+        if self._presence is None:
+            return nullcontext()
+        return self._presence.expecting(line, cut, seconds_max=seconds_max)
+
+    def _is_stale(self, connection: Connection) -> bool:
+        return self._presence is not None and connection.generation != self._presence.generation
+
+    def _tell(self, meaning: Exception, connection: Connection) -> None:
+        """Let the others of this process know what concerns them too."""
+        self.was_cut = connection.is_cut
+        if self._presence is None or not isinstance(meaning, StoreUnavailable) or self.was_cut:
+            return
+        if isinstance(meaning, SchemaBehind):
+            self._presence.lost(meaning)
+        elif connection.closed:
+            self._presence.broke(meaning)
 
     async def _roll_back(self, connection: Connection) -> None:
         try:
             if connection.info.transaction_status != TransactionStatus.IDLE:
-                self._on_wait(self._wait_seconds + CANCEL_SECONDS)
-                async with asyncio.timeout(self._wait_seconds):
-                    await connection.execute("ROLLBACK")
+                self._on_wait(self._wait_seconds + CUT_SECONDS + CANCEL_SECONDS)
+                with self._expecting(connection, connection.cut, self._wait_seconds):
+                    async with asyncio.timeout(self._wait_seconds + CUT_SECONDS):
+                        await connection.execute("ROLLBACK")
         except (psycopg.Error, TimeoutError):
             await self.close()
 
@@ -230,11 +293,27 @@ class Transaction:
         except psycopg.Error as error:
             if not isinstance(_translated(error), StoreRejected):
                 raise
-            return _first_line(error)
+            return first_line(error)
         finally:
             if self._connection.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
                 await self._connection.execute("ROLLBACK TO SAVEPOINT attempt")
         return None
+
+    async def rows_unless_refused(self, sql: LiteralString, parameters: dict[str, Any]) -> list[Row] | str:
+        """Run a statement; its rows, or in PostgreSQL's words why it refuses a value in it: then it has done nothing.
+
+        Also what would be refused at COMMIT only: from here on constraints of this transaction do not wait for it.
+        """
+        await self._connection.execute("SAVEPOINT kept; SET CONSTRAINTS ALL IMMEDIATE")
+        try:
+            rows = await self.rows(sql, parameters)
+        except psycopg.Error as error:
+            if not isinstance(_translated(error), StoreRejected):
+                raise
+            await self._connection.execute("ROLLBACK TO SAVEPOINT kept")
+            return first_line(error)
+        await self._connection.execute("RELEASE SAVEPOINT kept")
+        return rows
 
     async def rows(self, sql: LiteralString, parameters: dict[str, Any] | None = None) -> list[Row]:
         """Run a statement; its rows."""
@@ -243,7 +322,7 @@ class Transaction:
 
 def _translated(error: psycopg.Error | TimeoutError) -> Exception:
     """What an error in a statement of ours means; one that we know no reason for is our own mistake, and stays."""
-    text = _first_line(error)
+    text = first_line(error)
     if "out of memory" in text and isinstance(error, psycopg.Error) and error.sqlstate is None:
         return MemoryError(text)  # libpq's own, in this process; the server's has a code
     if isinstance(error, psycopg.DataError | psycopg.IntegrityError) or _is_raised(error):
@@ -278,8 +357,3 @@ SET LOCAL lock_timeout = {lock_ms};
 SET LOCAL statement_timeout = {wait_ms};
 SET LOCAL idle_in_transaction_session_timeout = {wait_ms}
 """
-
-
-def _first_line(error: BaseException) -> str:
-    """The error's own sentence, without libpq's continuation lines (they repeat addresses for each try)."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")

@@ -12,8 +12,11 @@ class StoreRefused(StoreUnavailable):
     """
 
 
-class SchemaBehind(Exception):
-    """The tables are not those this program was built for: `reconsup migrate` must run first."""
+class SchemaBehind(StoreUnavailable):
+    """The tables are not those this program was built for: `reconsup migrate` must run first.
+
+    Still a kind of "unavailable": whoever works waits until they are.
+    """
 
 
 class StoreRejected(Exception):

@@ -22,6 +22,7 @@ from reconsup.store.errors import StoreUnavailable
 
 TRUST_MARGIN_SECONDS_MIN = 0.05
 DEATHS_ALONE_MAX = 3
+SWEEP_ROWS = 1000
 GHOST_SECONDS = 0.5
 GHOST_LOOK_SECONDS_MIN = 0.002
 
@@ -172,7 +173,7 @@ async def bury(
     which workers died alone three times is set aside and looked at no more; its history says so.
     """
     if await database.is_direct():
-        await _end_ghosts(database, incarnation)
+        await end_ghosts(database, incarnation)
 
     async def work(transaction: Transaction) -> Released:
         scans = await transaction.rows(_FREE_SCANS, {"owner": owner})
@@ -182,13 +183,13 @@ async def bury(
         )
         set_aside = tuple(each.id for each in requests if each.is_set_aside)
         if set_aside:
-            await transaction.send(_TELL_SET_ASIDE, {"owner": owner, "ids": list(set_aside)})
+            await transaction.send(TELL_SET_ASIDE, {"owner": owner, "ids": list(set_aside)})
         return Released(len(requests), len(scans), set_aside)
 
     return await database.transact(work)
 
 
-async def _end_ghosts(database: Database, incarnation: str) -> None:
+async def end_ghosts(database: Database, incarnation: str) -> None:
     """End an incarnation's connections and wait until they are gone, GHOST_SECONDS at most.
 
     By asking again: the wait that pg_terminate_backend offers looks only every 100 ms, most of a take-over's time.
@@ -203,12 +204,12 @@ async def _end_ghosts(database: Database, incarnation: str) -> None:
 
 
 async def sweep(database: Database, networks: list[Network]) -> int:
-    """Make open rows that nothing would ever look at due again (somebody changed them by hand); how many."""
-    rows = await database.fetch(
-        _SWEEP,
-        {"chains": [each.chain for each in networks], "networks": [each.name for each in networks]},
-    )
-    return len(rows)
+    """Make open rows that nothing would ever look at due again (somebody changed them by hand); how many.
+
+    At most SWEEP_ROWS: then there may be more. `burial.sweep_rest` is for when one of them cannot be written.
+    """
+    served = {"chains": [each.chain for each in networks], "networks": [each.name for each in networks]}
+    return len(await database.fetch(_SWEEP, served | {"limit": SWEEP_ROWS}))
 
 
 def _claim_of(row: Row, network: Network) -> Claim:
@@ -333,30 +334,22 @@ RETURNING r.id
 """
 _RELEASE: LiteralString = _HELD + _GIVE_BACK
 _RELEASE_UNLOCKED: LiteralString = _HELD + " SKIP LOCKED" + _GIVE_BACK
-# With the one that is charged now, if it is.
-_DEATHS: LiteralString = """ r.reconcile_crashes + (
+# DEATHS: how many workers died at the row, with the one that is charged now, if it is.
+BURIED: LiteralString = """
+UPDATE app.payment_requests r
+SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL, reconcile_crashes = DEATHS,
+    next_reconcile_at = CASE WHEN DEATHS >= %(deaths_max)s THEN NULL ELSE LEAST(r.next_reconcile_at, now()) END,
+    reconcile_error = CASE WHEN DEATHS >= %(deaths_max)s THEN 'set_aside' ELSE r.reconcile_error END
+"""
+BURIED_ROWS: LiteralString = " RETURNING r.id, r.reconcile_crashes >= %(deaths_max)s AS is_set_aside"
+_DEATHS: LiteralString = """r.reconcile_crashes + (
       %(is_charged)s AND (%(row)s::text IS NULL OR r.id = %(row)s
                           OR NOT EXISTS (SELECT FROM held WHERE id = %(row)s)))::int"""
 _BURY: LiteralString = (
-    _HELD
-    + """)
-UPDATE app.payment_requests r
-SET reconcile_lease_owner = NULL, reconcile_lease_until = NULL,
-    reconcile_crashes ="""
-    + _DEATHS
-    + """,
-    next_reconcile_at = CASE WHEN"""
-    + _DEATHS
-    + """ >= %(deaths_max)s THEN NULL ELSE LEAST(r.next_reconcile_at, now()) END,
-    reconcile_error = CASE WHEN"""
-    + _DEATHS
-    + """ >= %(deaths_max)s THEN 'set_aside' ELSE r.reconcile_error END
-WHERE r.id = ANY (ARRAY(SELECT id FROM held))
-RETURNING r.id, r.reconcile_crashes >= %(deaths_max)s AS is_set_aside
-"""
+    _HELD + ")" + BURIED.replace("DEATHS", _DEATHS) + "WHERE r.id = ANY (ARRAY(SELECT id FROM held))" + BURIED_ROWS
 )
 # A statement of its own: a give-back must not wait for somebody who has locked the history.
-_TELL_SET_ASIDE: LiteralString = """
+TELL_SET_ASIDE: LiteralString = """
 INSERT INTO app.payment_request_transitions
   (payment_request_id, from_status, to_status, reason, evidence, lease_owner, lease_epoch)
 SELECT r.id, r.status, r.status, 'row_set_aside',
@@ -370,15 +363,18 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE application_name = %(application)s AND datname = current_database() AND pid <> pg_backend_pid()
 """
 
-_SWEEP: LiteralString = (
-    """
-WITH forgotten AS MATERIALIZED (
+FORGOTTEN: LiteralString = """
   SELECT r.id FROM app.payment_requests r
   WHERE r.next_reconcile_at IS NULL AND r.status IN ('pending', 'detected', 'reorged')
     AND r.reconcile_error IS DISTINCT FROM 'set_aside'
     AND EXISTS (SELECT FROM unnest(%(chains)s::text[], %(networks)s::text[]) AS served(chain, network)
                 WHERE served.chain = r.chain AND served.network = r.network OFFSET 0)
-  ORDER BY r.id LIMIT 10000 FOR NO KEY UPDATE OF r)
+"""
+_SWEEP: LiteralString = (
+    "WITH forgotten AS MATERIALIZED ("
+    + FORGOTTEN
+    + """
+  ORDER BY r.id LIMIT %(limit)s FOR NO KEY UPDATE OF r)
 UPDATE app.payment_requests r SET next_reconcile_at ="""
     + TOUCHED
     + """

@@ -6,12 +6,14 @@ is named as such, it is neither "behind" nor "ready".
 """
 
 from dataclasses import dataclass
-from typing import LiteralString
+from typing import TYPE_CHECKING, LiteralString
 
 import psycopg
 
-from reconsup.store.database import Database
 from reconsup.store.errors import SchemaBehind
+
+if TYPE_CHECKING:  # it asks this room whether the schema is ours again
+    from reconsup.store.database import Database
 
 REVISIONS = (
     "0001_base",
@@ -25,7 +27,7 @@ REVISIONS = (
 EXPECTED_REVISION = REVISIONS[-1]
 VERSION_TABLE: LiteralString = "reconsup_schema_version"  # in schema `app`
 
-_CURRENT: LiteralString = "SELECT version_num FROM app." + VERSION_TABLE
+CURRENT: LiteralString = "SELECT version_num FROM app." + VERSION_TABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +61,25 @@ class SchemaState:
         )
 
 
-async def fetch_state(database: Database) -> SchemaState:
+async def fetch_state(database: "Database") -> SchemaState:
     """Read the state. Raises StoreUnavailable."""
     try:
-        rows = await database.fetch(_CURRENT)
+        rows = await database.fetch(CURRENT)
     except SchemaBehind:
         return SchemaState(None)
-    return _state(rows[0] if rows else None)
+    return state_of(rows[0] if rows else None)
 
 
 def read_state(connection: psycopg.Connection[object]) -> SchemaState:
     """Do what `fetch_state` does, over a plain connection in autocommit mode; its errors go through."""
     try:
-        return _state(connection.execute(_CURRENT).fetchone())
+        return state_of(connection.execute(CURRENT).fetchone())
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         return SchemaState(None)
 
 
-def _state(row: object) -> SchemaState:
+def state_of(row: object) -> SchemaState:
+    """What a row of CURRENT says, or that there is none."""
     match row:
         case (str(revision),) | {"version_num": str(revision)}:
             return SchemaState(revision)

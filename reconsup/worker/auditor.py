@@ -81,6 +81,7 @@ class Auditor:
         self._pause = pause
         self._log = structlog.get_logger().bind(network=terms.network.name)
         self._failures = 0
+        self._is_away = False
         self._has_told = False
 
     @property
@@ -93,13 +94,21 @@ class Auditor:
         while not self._pause.is_stopping:
             pulse.alive()
             seconds = await self.turn()
-            await (self._pause.whole(seconds) if self._failures else self._pause.for_seconds(seconds))
+            if self._is_away:
+                await self._pause.for_database(self._database)
+            else:
+                await (self._pause.whole(seconds) if self._failures else self._pause.for_seconds(seconds))
 
     async def turn(self) -> float:
         """A step, and what can go wrong in it; how many seconds to wait before the next one."""
+        self._is_away = False
         try:
             await self.step()
-        except (ChainUnavailable, ChainInconsistent, StoreUnavailable, StoreRejected) as error:
+        except StoreUnavailable:
+            self._is_away = True  # the reconciler tells of it; it is no failure of an audit
+            return RETRY_SECONDS_MIN
+        except (ChainUnavailable, ChainInconsistent, StoreRejected) as error:
+            metrics.AUDIT_FAILURES.inc(1, self._terms.network.name)
             return self._failed(error)
         if self._failures >= FAILURES_TOLD:
             self._log.info("balance_audit_back", failures=self._failures)

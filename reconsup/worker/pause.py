@@ -4,9 +4,13 @@ A ring that comes while a loop is at work is not lost: its next pause ends at on
 """
 
 import asyncio
+import random
 from contextlib import suppress
 
 from reconsup import pulse
+from reconsup.store.database import Database
+
+AWAY_SECONDS = 1.0
 
 
 class Pauses:
@@ -56,6 +60,25 @@ class Pause:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
         pulse.alive()
+
+    async def for_database(self, database: Database) -> None:
+        """Wait, after it failed, until it is back or the drain begins: a second at most, to show life and look again.
+
+        A second, more or less, also where nothing is known to be wrong with it: what failed may fail again.
+        """
+        if not database.is_away and database.was_cut:
+            return
+        if not database.is_away:
+            await self.whole(AWAY_SECONDS * (0.75 + random.random() / 2))  # noqa: S311 - jitter
+            return
+        pulse.rests(AWAY_SECONDS)
+        waiting = [asyncio.ensure_future(self._stopping.wait()), asyncio.ensure_future(database.returned())]
+        try:
+            await asyncio.wait(waiting, timeout=AWAY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
+            pulse.alive()
 
     async def for_seconds(self, seconds: float) -> None:
         """Wait so long, or until rung."""

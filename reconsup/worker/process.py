@@ -31,10 +31,11 @@ from reconsup.store import leases
 from reconsup.store.database import Database
 from reconsup.store.errors import SchemaBehind, StoreRejected, StoreUnavailable
 from reconsup.store.persist import Against
+from reconsup.store.presence import Presence
 from reconsup.store.revision import fetch_state
 from reconsup.worker.auditor import Auditor, Terms
 from reconsup.worker.pause import Pauses
-from reconsup.worker.reconciler import PROBE_SECONDS, Duty, Reconciler
+from reconsup.worker.reconciler import Duty, Reconciler
 from reconsup.worker.scanner import Scanner, Watch
 from reconsup.worker.spans import Reading, SpanReader
 
@@ -67,6 +68,7 @@ class _Worker:
         self._settings = settings
         self._cell = seat.cell
         self._pauses = Pauses()
+        self._presence = Presence(settings.database_url, application_name=f"reconsup/{seat.incarnation}")
         self._heart = pulse.Heart(seat.cell, settings.watchdog_seconds)
         self._log = structlog.get_logger()
         self._networks = [Network(ETHEREUM, name) for name in settings.networks]
@@ -91,11 +93,12 @@ class _Worker:
 
     async def _live(self) -> int:
         """Boot, work, leave: in each of them something is watched."""
-        async with AsyncExitStack() as stack:
+        async with self._presence, AsyncExitStack() as stack:
             databases = [await stack.enter_async_context(self._database()) for _ in range(BATCHES_IN_HAND)]
             with self._heart.pulse("boot"):
                 is_ready = await self._wait_for_database(databases[0])
             if is_ready:
+                self._presence.on_loss.append(self._tell_loss)
                 await self._work(stack, databases)
             stack.enter_context(self._heart.pulse("leaving"))
             return await self._give_back(databases[0]) if is_ready else EXIT_OK
@@ -149,11 +152,22 @@ class _Worker:
         self._seat.end_within(self._settings.drain_seconds)
         self._drain("supervisor_died")
 
+    def _tell_loss(self, problem: StoreUnavailable) -> None:
+        """Whichever loop has met it: a schema that is not ours is one alarm."""
+        if isinstance(problem, SchemaBehind):
+            self._log.error(
+                "schema_behind",
+                error=str(problem),
+                todo="run `reconsup migrate`, or the reconsup that this schema was made for; until then nothing is "
+                "done here, then it goes on by itself",
+            )
+
     def _database(self) -> Database:
         return Database(
             self._settings.database_url,
             application_name=f"reconsup/{self._seat.incarnation}",
             lease_seconds=self._settings.lease_seconds,
+            presence=self._presence,
             on_wait=pulse.waits,
         )
 
@@ -174,7 +188,7 @@ class _Worker:
                         if not is_told:
                             self._log.warning("database_away", error=str(error))
                         is_told = True
-                        await pause.for_seconds(PROBE_SECONDS)
+                        await pause.for_database(database)
                     else:
                         if not state.is_ready:
                             raise SchemaBehind(state.sentence())

@@ -20,7 +20,7 @@ from reconsup.payments.decision import Decision, Policy, decide
 from reconsup.payments.request import Network, RowError, Status
 from reconsup.store import admission, leases, persist, refusals, view
 from reconsup.store.database import Database
-from reconsup.store.errors import StoreRefused, StoreRejected, StoreUnavailable
+from reconsup.store.errors import SchemaBehind, StoreRefused, StoreRejected, StoreUnavailable
 from reconsup.store.leases import Batch, Claim
 from reconsup.store.persist import Persisted
 from reconsup.worker import journal
@@ -28,7 +28,6 @@ from reconsup.worker.journal import Outcomes
 from reconsup.worker.pause import Pause
 from reconsup.worker.troubles import Refused
 
-PROBE_SECONDS = 1.0
 SUSPECTS_EVERY_CYCLES = 10  # while there are others to be looked at
 SUSPECTS_IN_A_ROW = 10  # while there are none
 
@@ -90,11 +89,11 @@ class Reconciler:
             try:
                 has_more = await self.look_around()
             except (StoreUnavailable, StoreRejected) as error:
-                if not is_away:
+                if not is_away and not isinstance(error, SchemaBehind):  # of which the whole process tells
                     is_there = isinstance(error, StoreRejected | StoreRefused)
                     self._log.error("database_refuses" if is_there else "database_away", error=str(error))
                 is_away = True
-                await self._pause.for_seconds(PROBE_SECONDS)
+                await self._pause.for_database(self._databases[0])
                 continue
             if is_away:
                 self._log.info("database_back")

@@ -69,6 +69,7 @@ class Scanner:
         self._ahead: ReadAhead | None = None
         self._failures = 0
         self._is_queuing = False
+        self._is_away = False
 
     @property
     def is_served(self) -> bool:
@@ -88,13 +89,15 @@ class Scanner:
             seconds = await self.turn()
             # A ring may tell that the scan lease is free. It tells the holder nothing, and must not cut short a wait
             # that an endpoint asked for.
-            if seconds > 0:
+            if self._is_away:
+                await self._pause.for_database(self._database)
+            elif seconds > 0:
                 await (self._pause.for_seconds(seconds) if self._is_queuing else self._pause.whole(seconds))
         await self._stand_back()
 
     async def turn(self) -> float:
         """A step, and what can go wrong in it; how many seconds to wait before the next one."""
-        self._is_queuing = False
+        self._is_queuing = self._is_away = False
         try:
             seconds = await self._nodes.ask(self.step)
         except (ChainUnavailable, ChainInconsistent, StoreUnavailable, StoreRejected) as error:
@@ -366,6 +369,7 @@ class Scanner:
         self._range_blocks = max(1, self._range_blocks // 2)
         if isinstance(error, StoreUnavailable):
             self._cursor = None  # what was sent may have been written: begin from what the database says
+            self._is_away = True
             return STORE_RETRY_SECONDS
         if self._nodes.has_usable and not isinstance(error, StoreRejected | Undecided):
             return 0.0  # another endpoint is there

@@ -71,6 +71,7 @@ class SpanReader:
         self._log = structlog.get_logger().bind(network=reading.network.name)
         self._range_blocks = READ_BLOCKS_MAX
         self._failures = 0
+        self._is_away = False
         self._done: Counter[str] = Counter()  # of the span at hand, by this reader
         self._told_at = 0.0
 
@@ -80,7 +81,9 @@ class SpanReader:
             pulse.alive()
             started = time.monotonic()
             seconds = await self.turn()
-            if seconds > 0 and not self._failures:
+            if self._is_away:
+                await self._pause.for_database(self._database)
+            elif seconds > 0 and not self._failures:
                 await self._pause.for_seconds(seconds)
             else:  # a ring must not cut short a rest, nor a wait that an endpoint asked for
                 await self._pause.whole(seconds or min(REST_SECONDS_MAX, time.monotonic() - started))
@@ -91,6 +94,7 @@ class SpanReader:
 
     async def turn(self) -> float:
         """A step, and what can go wrong in it; how many seconds to wait before the next one."""
+        self._is_away = False
         try:
             return await self.step()
         except (ChainUnavailable, ChainInconsistent, StoreUnavailable, StoreRejected) as error:
@@ -208,6 +212,7 @@ class SpanReader:
                 else "nothing if it passes; else give the network an endpoint that has its old blocks with receipts",
             )
         if isinstance(error, StoreUnavailable):
+            self._is_away = True
             return STORE_RETRY_SECONDS
         seconds: float = min(RETRY_SECONDS_MIN * 2 ** min(self._failures - 1, 10), self._reading.poll_interval_seconds)
         if self._failures >= STAND_BACK_FAILURES:

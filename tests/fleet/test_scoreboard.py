@@ -258,3 +258,13 @@ def test_rings_that_nobody_waits_for_are_kept_as_one() -> None:
 
     assert [listener.drain(), listener.drain()] == [True, False]
     listener.close()
+
+
+def test_who_left_unasked_is_counted_also_for_a_seat_that_is_no_longer_used() -> None:
+    shared = Scoreboard("host")
+    shared.open(pid=42, boot_id=INCARNATION, started_at=1.5e9, version="1.2.3", slots=2)
+    for slot, cause in ((1, Cause.SIGNAL), (1, Cause.SIGNAL), (7, Cause.HANG), (MONITOR, Cause.CRASH)):
+        shared.count(slot, cause)
+
+    assert shared.unasked() == {(1, Cause.SIGNAL): 2, (7, Cause.HANG): 1}
+    assert shared.read(1).causes[Cause.SIGNAL] == 2

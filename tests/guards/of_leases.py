@@ -212,8 +212,8 @@ GIVEN_BACK = {
         LEASES,
         (
             Swap(
-                "reconcile_lease_until = NULL,\n    reconcile_crashes",
-                "reconcile_lease_until = NULL, reconcile_lease_epoch = 0,\n    reconcile_crashes",
+                "reconcile_lease_until = NULL, reconcile_crashes",
+                "reconcile_lease_until = NULL, reconcile_lease_epoch = 0, reconcile_crashes",
             ),
         ),
         f"{CLAIM_TESTS}::test_no_way_of_giving_back_resets_the_epoch",
@@ -277,7 +277,7 @@ GIVEN_BACK = {
     ),
     "burial before the ghost's end": Mutant(
         LEASES,
-        (Swap("        await _end_ghosts(database, incarnation)\n", "        pass\n"),),
+        (Swap("        await end_ghosts(database, incarnation)\n", "        pass\n"),),
         f"{BACK_TESTS}::test_the_dead_workers_connections_are_ended_before_its_leases_are_given_back",
         "what a killed worker sent last commits after its row was given to another",
     ),

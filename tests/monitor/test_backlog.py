@@ -121,6 +121,19 @@ def test_each_served_network_is_told_as_its_cursor_shows_it(database: Fresh) -> 
     assert (unborn.network.name, unborn.head, unborn.scanned, unborn.lag_seconds) == ("unborn", None, None, None)
 
 
+def test_endpoints_are_at_odds_only_where_somebody_saw_them_so(database: Fresh) -> None:
+    """The gauge was 1 for every network for ever: GREATEST(NULL, 0) is 0. Seen to fail with it."""
+    insert_cursor(database)
+    insert_cursor(database, network="other", disagreed_at=datetime.now(UTC) - timedelta(seconds=40))
+
+    local, other, unborn = read(database, LOCAL, OTHER, Network("ethereum", "unborn")).networks
+
+    assert (local.disagreed_seconds, unborn.disagreed_seconds, unborn.heard_seconds) == (None, None, None)
+    assert other.disagreed_seconds is not None
+    assert 40 <= other.disagreed_seconds < 100
+    assert local.heard_seconds is not None
+
+
 def test_old_blocks_that_requests_wait_for_are_told_with_their_network(database: Fresh) -> None:
     insert_cursor(database)
     insert_cursor(database, network="other")
@@ -210,18 +223,19 @@ def host(**fields: Any) -> Host:
     )
 
 
-def announce(database: Fresh, each: Host, fresh_seconds: float = 60) -> int | None:
-    return ask(database, lambda connected: backlog.announce(connected, each, fresh_seconds=fresh_seconds))
+def announce(database: Fresh, each: Host, fresh_seconds: float = 60, status: Any = None) -> int | None:
+    return ask(database, lambda connected: backlog.announce(connected, each, status, fresh_seconds=fresh_seconds))
 
 
 def test_a_host_has_one_row_that_says_when_it_was_last_alive(database: Fresh) -> None:
     assert announce(database, host()) is None
-    assert announce(database, host(slots=8)) is None
+    assert announce(database, host(slots=8), status={"workers": [{"state": "ready"}]}) is None
 
     (row,) = database.fetch(
-        "SELECT base, boot_id, pid, version, slots, last_seen_at > now() - '9 s'::interval FROM app.reconsup_hosts"
+        "SELECT base, boot_id, pid, version, slots, last_seen_at > now() - '9 s'::interval, status"
+        " FROM app.reconsup_hosts"
     )
-    assert row == ("host", "b1", 10, "1", 8, True)
+    assert row == ("host", "b1", 10, "1", 8, True, {"workers": [{"state": "ready"}]})
 
 
 def test_two_supervisors_of_one_name_notice_each_other(database: Fresh) -> None:

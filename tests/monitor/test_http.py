@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import promtool
 from tests.support.postgres import Database as Fresh
 from tests.support.postgres import insert_request
 
@@ -149,12 +150,25 @@ def test_the_four_pages_a_killed_worker_and_a_clean_end(database: Fresh, tmp_pat
         assert f'reconsup_worker_restarts_total{{cause="signal",slot="{victim["slot"]}"}} 1.0' in page
         assert 'reconsup_leases_released_total{cause="signal"} 1.0' in page
         assert 'reconsup_chain_stopped{network="local"} 0.0' in page
-        assert fleet.status()["supervisor"] | {"started_at": ""} == {
-            "pid": fleet.process.pid,
-            "state": "running",
-            "version": "0.1.0",
-            "started_at": "",
-        }
+        assert (
+            fleet.status()["supervisor"].items()
+            >= {
+                "pid": fleet.process.pid,
+                "state": "running",
+                "version": "0.1.0",
+                "base": "host",
+                "workers_ready": 2,
+                "workers_wanted": 2,
+                "ready": True,
+            }.items()
+        )
+        assert promtool.complaints(page) == []
+        (tmp_path / "metrics" / "counter_9.db").write_bytes(b"no such thing")
+        for _ in range(3):
+            page = fleet.get("/metrics")[1]
+            assert "reconsup_metrics_files_damaged 1.0" in page
+            assert "reconsup_requests_claimed_total 15.0" in page
+        assert [event["file"] for event in fleet.events("metrics_file_damaged")] == ["counter_9.db"]
         assert database.fetch("SELECT pid, slots FROM app.reconsup_hosts") == [(fleet.process.pid, 2)]
         assert fleet.terminate() == 0
     assert fleet.get("/healthz")[0] == 0

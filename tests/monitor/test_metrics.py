@@ -1,4 +1,4 @@
-"""How slots count. Each case runs in a process of its own: prometheus_client keeps its files in globals."""
+"""How processes count in their seats, and what the page shows of it. Damage and full disks: test_tally.py."""
 
 import subprocess
 import sys
@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from reconsup.monitor import metrics
+from reconsup.monitor import metrics, page
 
 PREAMBLE = """
 import os, signal, sys
 from pathlib import Path
-from reconsup.monitor import metrics
+from reconsup.monitor import metrics, page
 directory = Path(sys.argv[1])
 
 def in_child(slot, work, *, killed=False):
@@ -37,8 +37,8 @@ def run(directory: Path, script: str) -> str:
     return done.stdout
 
 
-def samples(page: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    families = text_string_to_metric_families(page.decode())
+def samples(text: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    families = text_string_to_metric_families(text.decode())
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in families
@@ -46,8 +46,12 @@ def samples(page: bytes) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     }
 
 
-def value(page: bytes, name: str, **labels: str) -> float:
-    return samples(page)[name, frozenset(labels.items())]
+def value(text: bytes, name: str, **labels: str) -> float:
+    return samples(text)[name, frozenset(labels.items())]
+
+
+def render(directory: Path, readings: page.Readings) -> bytes:
+    return page.render(directory, readings)
 
 
 def test_files_and_counts_survive_every_death_in_a_slot(tmp_path: Path) -> None:
@@ -63,43 +67,18 @@ def work():
 for round in range(5):
     for slot in (0, 1, 11):
         in_child(slot, work, killed=round < 4)
-    page = metrics.render(directory, {}).decode().splitlines()
-    claimed = [line.split()[1] for line in page if line.startswith("reconsup_requests_claimed_total")]
+    lines = page.render(directory, {}).decode().splitlines()
+    claimed = [line.split()[1] for line in lines if line.startswith("reconsup_requests_claimed_total")]
     print(len(list(directory.iterdir())), *claimed)
 """,
     )
 
     assert [line.split() for line in printed.splitlines()] == [["6", f"{30.0 * n}"] for n in range(1, 6)]
-    page = metrics.render(tmp_path, {})
+    text = render(tmp_path, {})
     moved = {"from": "pending", "to": "detected", "reason": "payment_detected"}
-    assert value(page, "reconsup_transitions_total", **moved) == 15
-    assert value(page, "reconsup_cycle_seconds_count") == 15
-    assert value(page, "reconsup_cycle_seconds_bucket", le="0.025") == 15
-
-
-DAMAGES = {
-    "garbage": lambda data: data[:4] + b"\xff" * 400,
-    "torn": lambda data: data[:100],
-    "claims too much": lambda data: (1 << 20).to_bytes(4, "little") + data[4:],
-    "negative": lambda data: (-5).to_bytes(4, "little", signed=True) + data[4:],
-    "empty": lambda data: data[:0],
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_costs_only_itself_and_only_until_the_next_incarnation(tmp_path: Path, damage: str) -> None:
-    """Seen to fail (the whole page) when `_is_sound` always says yes."""
-    run(tmp_path, "for slot in (0, 1): in_child(slot, lambda: metrics.CLAIMED.inc(5))")
-    file = tmp_path / "counter_1.db"
-    file.write_bytes(DAMAGES[damage](file.read_bytes()))
-
-    assert value(metrics.render(tmp_path, {}), "reconsup_requests_claimed_total") == 5
-    assert metrics.damaged_files(tmp_path) == ("counter_1.db",)
-
-    run(tmp_path, "in_child(1, lambda: metrics.CLAIMED.inc(2))")
-
-    assert value(metrics.render(tmp_path, {}), "reconsup_requests_claimed_total") == 7
-    assert metrics.damaged_files(tmp_path) == ()
+    assert value(text, "reconsup_transitions_total", **moved) == 15
+    assert value(text, "reconsup_cycle_seconds_count") == 15
+    assert value(text, "reconsup_cycle_seconds_bucket", le="0.025") == 15
 
 
 def test_before_open_nothing_is_counted_and_nothing_fails(tmp_path: Path) -> None:
@@ -107,7 +86,7 @@ def test_before_open_nothing_is_counted_and_nothing_fails(tmp_path: Path) -> Non
     run(tmp_path, "metrics.CLAIMED.inc(5); metrics.RPC_SECONDS.observe(1, 'local', 'eth_chainId')")
 
     assert list(tmp_path.iterdir()) == []
-    assert metrics.render(tmp_path, {}) == b""
+    assert samples(render(tmp_path, {})) == {("reconsup_metrics_files_damaged", frozenset()): 0}
 
 
 def test_labels_are_bounded_by_the_table(tmp_path: Path) -> None:
@@ -122,11 +101,11 @@ def work():
 in_child(0, work)
 """,
     )
-    page = metrics.render(tmp_path, {})
+    text = render(tmp_path, {})
 
-    assert value(page, "reconsup_rpc_requests_total", network="local", method="eth_chainId", outcome="ok") == 1
-    assert value(page, "reconsup_rpc_requests_total", network="local", method="other", outcome="other") == 50
-    assert len([name for name, _ in samples(page) if name == "reconsup_transitions_total"]) == 1
+    assert value(text, "reconsup_rpc_requests_total", network="local", method="eth_chainId", outcome="ok") == 1
+    assert value(text, "reconsup_rpc_requests_total", network="local", method="other", outcome="other") == 50
+    assert len([name for name, _ in samples(text) if name == "reconsup_transitions_total"]) == 1
 
 
 def test_a_wrong_number_of_labels_is_our_own_mistake() -> None:
@@ -135,7 +114,7 @@ def test_a_wrong_number_of_labels_is_our_own_mistake() -> None:
 
 
 def test_what_the_monitor_reads_is_on_the_same_page(tmp_path: Path) -> None:
-    page = metrics.render(
+    text = render(
         tmp_path,
         {
             "reconsup_workers": {("ready",): 3, ("parked",): 1},
@@ -146,11 +125,11 @@ def test_what_the_monitor_reads_is_on_the_same_page(tmp_path: Path) -> None:
         },
     )
 
-    assert value(page, "reconsup_workers", state="ready") == 3
-    assert value(page, "reconsup_worker_restarts_total", slot="2", cause="SIGKILL") == 4
-    assert value(page, "reconsup_due_requests") == 7
-    assert b"# TYPE reconsup_worker_restarts_total counter" in page
-    assert b"row_errors" not in page
+    assert value(text, "reconsup_workers", state="ready") == 3
+    assert value(text, "reconsup_worker_restarts_total", slot="2", cause="SIGKILL") == 4
+    assert value(text, "reconsup_due_requests") == 7
+    assert b"# TYPE reconsup_worker_restarts_total counter" in text
+    assert b"row_errors" not in text
 
 
 def test_the_table_has_the_names_of_the_contract() -> None:
@@ -185,8 +164,15 @@ def test_the_table_has_the_names_of_the_contract() -> None:
         "reconsup_settlements_repaired_total": (),
         "reconsup_row_failures_total": ("reason",),
         "reconsup_audits_total": ("network",),
+        "reconsup_balance_audit_failures_total": ("network",),
+        "reconsup_deaths_overwritten_total": (),
+        "reconsup_metrics_files_damaged": (),
+        "reconsup_supervisor_start_time_seconds": (),
         "reconsup_audit_settlements_total": ("network", "how"),
         "reconsup_rpc_disagreements_total": ("network",),
+        "reconsup_workers_wanted": (),
+        "reconsup_worker_memory_bytes": ("slot",),
+        "reconsup_worker_beat_age_seconds": ("slot",),
     }
 
     assert {line.name: line.labels for line in metrics.TABLE} == contract | ours

@@ -1,12 +1,13 @@
 """What is told of what is known: the contract's fields, and nothing that is too old."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from reconsup.fleet.scoreboard import CellView
-from reconsup.fleet.slot import Cause, WorkerState
+from reconsup.fleet.scoreboard import CellView, Load
+from reconsup.fleet.slot import SPARE, Cause, WorkerState
 from reconsup.monitor import metrics, status
 from reconsup.monitor.status import Fleet, Known
 from reconsup.payments.request import Network
@@ -48,7 +49,18 @@ GONE = cell(
     leases=0,
     last_cycle=None,
 )
-FLEET = Fleet(7, "running", "0.1.0", datetime(2026, 1, 2, tzinfo=UTC), (cell(0), GONE))
+FLEET = Fleet(
+    7,
+    "running",
+    "0.1.0",
+    datetime(2026, 1, 2, tzinfo=UTC),
+    (cell(0, loop="claim", memory_bytes=1 << 20), GONE),
+    base="host",
+    wanted=2,
+    at=datetime(2026, 1, 2, 0, 1, tzinfo=UTC),
+    restarts={(1, Cause.SIGNAL): 2, (5, Cause.HANG): 1, (SPARE, Cause.CRASH): 3},
+    deaths_overwritten=4,
+)
 LOCAL = NetworkState(
     Network("ethereum", "local"),
     105,
@@ -89,7 +101,33 @@ def test_status_is_the_contract() -> None:
         "state": "running",
         "version": "0.1.0",
         "started_at": "2026-01-02T00:00:00+00:00",
+        "base": "host",
+        "workers_ready": 1,
+        "workers_wanted": 2,
+        "reload": None,
+        "watchdog_seconds": None,
+        "ready": True,
+        "problem": None,
     }
+    assert told["at"] == "2026-01-02T00:01:00+00:00"
+    assert {"due": 4, "oldest_due_seconds": 2.5, "by_status": {"pending": 4}}.items() <= told["backlog"].items()
+    assert told["networks"]["local"] == {
+        "head": 105,
+        "scanned": 100,
+        "span_blocks_left": 7,
+        "lag_seconds": 4.0,
+        "at_head": False,
+        "disagrees": False,
+        "holder": "host-0#ab",
+        "stop_reason": None,
+        "proven": True,
+    }
+    assert told["networks"]["unborn"]["scanned"] is None
+
+
+def test_the_workers_of_the_status_are_the_contract_too() -> None:
+    told: Any = status.status(FLEET, known(), NOW)
+
     assert told["workers"] == [
         {
             "slot": 0,
@@ -100,6 +138,12 @@ def test_status_is_the_contract() -> None:
             "restarts": 0,
             "leases": 3,
             "last_cycle": "2023-11-14T22:13:20+00:00",
+            "causes": {},
+            "memory_bytes": 1 << 20,
+            "beat_seconds_ago": 1.0,
+            "loop": "claim",
+            "ready_seconds": 0.5,
+            "age_seconds": 990.0,
         },
         {
             "slot": 1,
@@ -110,20 +154,14 @@ def test_status_is_the_contract() -> None:
             "restarts": 2,
             "leases": 0,
             "last_cycle": None,
+            "causes": {"signal": 2},
+            "memory_bytes": None,
+            "beat_seconds_ago": None,
+            "loop": None,
+            "ready_seconds": None,
+            "age_seconds": None,
         },
     ]
-    assert {"due": 4, "oldest_due_seconds": 2.5, "by_status": {"pending": 4}}.items() <= told["backlog"].items()
-    assert told["networks"]["local"] == {
-        "head": 105,
-        "scanned": 100,
-        "span_blocks_left": 7,
-        "lag_seconds": 4.0,
-        "at_head": False,
-        "holder": "host-0#ab",
-        "stop_reason": None,
-        "proven": True,
-    }
-    assert told["networks"]["unborn"]["scanned"] is None
 
 
 @pytest.mark.parametrize(
@@ -173,15 +211,78 @@ def test_readings_are_lines_of_the_table_with_their_labels() -> None:
     found = status.readings(FLEET, known(), NOW)
     lines = {line.name: line for line in metrics.READ}
 
-    assert set(found) == set(lines)
+    assert set(found) == lines.keys() - {"reconsup_metrics_files_damaged"}  # which the page itself knows
     assert all(len(labels) == len(lines[name].labels) for name, values in found.items() for labels in values)
     assert found["reconsup_workers"]["ready",] == 1
     assert found["reconsup_workers"]["parked",] == 0
-    assert found["reconsup_worker_restarts_total"] == {("1", "signal"): 2}
+    # seat 5 is no longer one of the fleet's: counters do not vanish
+    restarts = {("1", "signal"): 2, ("5", "hang"): 1, ("spare", "crash"): 3}
+    assert found["reconsup_worker_restarts_total"] == restarts
+    assert found["reconsup_deaths_overwritten_total"] == {(): 4}
+    assert found["reconsup_supervisor_start_time_seconds"] == {(): FLEET.started_at.timestamp()}
     assert found["reconsup_worker_ready_seconds"] == {(): 0.5}
+    assert found["reconsup_workers_wanted"] == {(): 2}
+    assert found["reconsup_worker_memory_bytes"] == {("0",): 1 << 20}
+    assert found["reconsup_worker_beat_age_seconds"] == {("0",): 1.0}
     assert found["reconsup_chain_head"] == {("local",): 105, ("stopped",): 9}
     assert found["reconsup_span_blocks_left"] == {("local",): 7}
     assert found["reconsup_chain_stopped"] == {("local",): 0, ("stopped",): 1, ("unborn",): 0}
     assert found["reconsup_chain_proven"] == {("local",): 1, ("stopped",): 0}
     assert found["reconsup_rpc_disagreement"] == {("local",): 0, ("stopped",): 1}
     assert found["reconsup_row_errors"] == {("set_aside",): 1}
+
+
+def test_a_seat_whose_workers_die_before_they_get_anywhere_is_seen_to_age() -> None:
+    """The beat is the last that anybody gave in the seat. Seen to fail when the fork counts as one."""
+    newcomer, first = cell(0, started=NOW - 1, beat=NOW - 90), cell(1, started=NOW - 1, beat=None)
+    told: Any = status.status(Fleet(7, "running", "1", FLEET.started_at, (newcomer, first)), known(), NOW)
+
+    assert [each["beat_seconds_ago"] for each in told["workers"]] == [90.0, 1.0]
+
+
+def test_a_host_that_is_not_ready_says_why_in_its_status() -> None:
+    told: Any = status.status(FLEET, known(problem="connection refused"), NOW)
+
+    assert (told["supervisor"]["ready"], told["supervisor"]["problem"]) == (False, "database: connection refused")
+
+
+def test_what_a_host_tells_the_others_is_small_and_says_how_it_is() -> None:
+    told = status.announcement(FLEET, known())
+
+    assert told == {
+        "state": "running",
+        "workers_wanted": 2,
+        "fresh_seconds": 20.0,
+        "networks": ["local", "stopped", "unborn"],
+        "workers": [
+            {"slot": 0, "state": "ready", "restarts": 0, "leases": 3, "memory_bytes": 1 << 20},
+            {"slot": 1, "state": "backoff", "restarts": 2, "leases": 0, "memory_bytes": None},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "behind"),
+    [
+        ({}, 4.00049),
+        ({"scanned": 105}, 0.0),
+        ({"scanned": 106}, 0.0),
+        ({"stop_reason": "fork below finality"}, 0.0),
+        ({"heard_seconds": 31.0}, 0.0),
+        ({"heard_seconds": None}, 0.0),
+        ({"head": None}, 0.0),
+        ({"scanned": None, "lag_seconds": None}, 0.0),
+    ],
+    ids=["behind", "at its head", "beyond it", "stopped", "its endpoints are away", "never heard", "no head", "unborn"],
+)
+def test_the_load_is_work_that_another_worker_could_do(fields: dict[str, Any], behind: float) -> None:
+    """Seen to fail without each of the conditions: workers would be forked for blocks that nobody can have."""
+    backlog = Backlog(4, 2.5, (replace(LOCAL, **fields), UNBORN))
+
+    assert status.load(backlog, 30.0, NOW) == Load(2.5, behind, NOW)
+
+
+def test_the_load_is_that_of_the_network_that_is_furthest_behind() -> None:
+    far = replace(LOCAL, network=Network("ethereum", "far"), lag_seconds=900.0)
+
+    assert status.load(Backlog(0, 0.0, (LOCAL, far, STOPPED)), 30.0, NOW) == Load(0.0, 900.0, NOW)

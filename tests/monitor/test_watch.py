@@ -1,14 +1,16 @@
 """How often the database is asked, and what becomes known of its answers."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from structlog.testing import capture_logs
 
+from reconsup.fleet.scoreboard import Load
 from reconsup.monitor import watch
 from reconsup.monitor.status import Known
 from reconsup.monitor.watch import Watch
@@ -16,6 +18,7 @@ from reconsup.payments.request import Network
 from reconsup.store import backlog
 from reconsup.store.backlog import Host
 from reconsup.store.database import Database
+from tests.monitor.test_backlog import insert_cursor
 from tests.support.postgres import Database as Fresh
 from tests.support.postgres import insert_request
 
@@ -125,3 +128,57 @@ def test_somebody_who_watches_sees_movement_and_a_late_answer_is_no_alarm() -> N
     assert [watch.poll_seconds(each) for each in (0.1, 15)] == [0.1, 5]
     assert watch.fresh_seconds(15) == 20
     assert watch.fresh_seconds(0.1) > backlog.CENSUS_SECONDS_MAX
+
+
+def test_the_supervisor_is_told_how_much_waits_and_nothing_while_nobody_knows(database: Fresh) -> None:
+    """Seen to fail when an outage is told as no load: workers would leave while their work piles up."""
+    known, told = Known(("local",), 20), list[Load]()
+    with database.connect() as connection:
+        insert_cursor(database)
+        insert_request(connection, next_reconcile_at=datetime.now(UTC) - timedelta(seconds=90))
+
+    async def run(url: str) -> None:
+        async with Database(url, application_name="reconsup/watch", lease_seconds=watch.WAIT_SECONDS) as connected:
+            network = Network("ethereum", "local")
+            await Watch(connected, [network], HOST, known, seconds=0.5, tell_load=told.append).look()
+
+    asyncio.run(run(database.url))
+    asyncio.run(run("postgresql://u@127.0.0.1:1/x"))
+
+    (load,) = told
+    assert 90 <= load.oldest_due_seconds < 150
+    assert 40 <= load.behind_seconds < 100
+    assert 0 <= time.monotonic() - load.at < 20
+
+
+def test_the_hosts_row_says_what_its_fleet_does_and_that_it_stopped(database: Fresh) -> None:
+    said = {"state": "running", "workers": [{"slot": 0}]}
+
+    async def run() -> list[str]:
+        async with Database(
+            database.url, application_name="reconsup/watch", lease_seconds=watch.WAIT_SECONDS
+        ) as connected:
+            each = Watch(connected, [], HOST, Known((), 20), seconds=0.5, announcement=lambda: said)
+            states = []
+            for step in (each.look, each.leave):
+                await step()
+                ((status,),) = database.fetch("SELECT status FROM app.reconsup_hosts")
+                assert status == {**said, "state": status["state"]}
+                states.append(status["state"])
+            return states
+
+    assert asyncio.run(run()) == ["running", "stopped"]
+
+
+def test_nobody_waits_for_a_goodbye() -> None:
+    """From a server that is there and says nothing. Seen to fail without its own time-out."""
+
+    async def run() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"postgresql://u@127.0.0.1:{silent.getsockname()[1]}/x"
+            async with Database(url, application_name="w", lease_seconds=15) as away:
+                await Watch(away, [], HOST, Known((), 20), seconds=0.5).leave()
+
+    started_at = time.monotonic()
+    asyncio.run(run())
+    assert time.monotonic() - started_at < 2

@@ -2,13 +2,13 @@
 
 import os
 import subprocess
-import sys
 
 import psycopg
 import pytest
 
 from reconsup.demo.anvil import Anvil
 from tests.story.conftest import Town
+from tests.support import launcher
 from tests.support.postgres import Database
 from tests.support.program import Program, free_port, wait_for
 
@@ -17,14 +17,8 @@ pytestmark = [pytest.mark.service, pytest.mark.story]
 
 def reconsup(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """One command, to its end."""
-    done = subprocess.run(
-        [sys.executable, "-m", "reconsup.cli", *arguments],
-        env={**{k: v for k, v in os.environ.items() if not k.startswith(("RECONSUP", "PAYMENT"))}, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RECONSUP", "PAYMENT"))}
+    done = launcher.chosen().run(*arguments, environment={**inherited, **environment})
     assert "Traceback" not in done.stderr + done.stdout
     return done
 

@@ -111,6 +111,7 @@ def test_a_stopped_worker_falls_silent_and_one_that_goes_on_is_well_again(
         assert lone.end(signal.SIGTERM).code == 0
 
 
+@pytest.mark.long
 def test_a_worker_that_is_stopped_and_aborted_dies_when_it_is_killed(
     database: Database, anvil: Anvil, tmp_path: Path
 ) -> None:
@@ -121,7 +122,7 @@ def test_a_worker_that_is_stopped_and_aborted_dies_when_it_is_killed(
         assert (end.code, end.stacks, end.is_swept) == (-signal.SIGKILL, None, True)
 
 
-@pytest.mark.parametrize("plant", ["monitor", "busy-monitor"])
+@pytest.mark.parametrize("plant", ["monitor", pytest.param("busy-monitor", marks=pytest.mark.long)])
 def test_a_monitor_that_hangs_falls_silent_too(database: Database, anvil: Anvil, tmp_path: Path, plant: str) -> None:
     """The leases of the dead wait for it. Seen to fail without the monitor's ticker."""
     with Lone(settings(database.url, anvil.url), tmp_path, plant=plant, is_monitor=True) as lone:
@@ -133,7 +134,7 @@ def test_a_monitor_that_hangs_falls_silent_too(database: Database, anvil: Anvil,
         assert "Aborted" in str(lone.end(signal.SIGABRT).stacks)
 
 
-@pytest.mark.parametrize("is_monitor", [False, True])
+@pytest.mark.parametrize("is_monitor", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_healthy_process_beats_and_tells_its_memory(
     database: Database, anvil: Anvil, tmp_path: Path, is_monitor: bool
 ) -> None:
@@ -165,6 +166,7 @@ def test_a_worker_whose_endpoint_asks_for_ten_minutes_keeps_beating(
         assert lone.end(signal.SIGTERM).code == 0
 
 
+@pytest.mark.long
 def test_a_worker_whose_endpoint_is_silent_keeps_beating(database: Database, proxy: Proxy, tmp_path: Path) -> None:
     """Each call ends with its time-out."""
     with Lone(settings(database.url, proxy.url), tmp_path) as lone:
@@ -175,7 +177,7 @@ def test_a_worker_whose_endpoint_is_silent_keeps_beating(database: Database, pro
         assert lone.end(signal.SIGTERM).code == 0
 
 
-@pytest.mark.parametrize("is_monitor", [False, True])
+@pytest.mark.parametrize("is_monitor", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_process_whose_database_is_silent_keeps_beating(
     database: Database, anvil: Anvil, tmp_path: Path, is_monitor: bool
 ) -> None:
@@ -194,6 +196,7 @@ def test_a_process_whose_database_is_silent_keeps_beating(
         assert lone.events("loop_stuck") == []
 
 
+@pytest.mark.long
 def test_a_worker_whose_database_went_away_keeps_beating(database: Database, anvil: Anvil, tmp_path: Path) -> None:
     with Lone(settings(database.url, anvil.url), tmp_path) as lone:
         be_ready(lone)

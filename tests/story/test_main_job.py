@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from tests.story.conftest import Town
-from tests.support import lease_history
+from tests.support import lease_history, promtool
 from tests.support.program import Program, wait_for
 
 pytestmark = [pytest.mark.service, pytest.mark.story]
@@ -23,6 +23,7 @@ def test_a_thousand_payments_over_a_hundred_blocks_cost_less_than_a_thousand_cal
         calls = program.metric("reconsup_rpc_requests_total")
         print(f"1000 requests, 100 blocks: {calls:.0f} JSON-RPC calls")
         assert 100 < calls < 1000
+        assert promtool.complaints(program.get("/metrics")[1]) == []
 
 
 def test_two_hosts_on_one_database_confirm_each_request_once_and_never_hold_one_together(town: Town) -> None:

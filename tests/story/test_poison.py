@@ -5,7 +5,7 @@ import pytest
 from tests.story.conftest import Town
 from tests.support.program import Program, wait_for
 
-pytestmark = [pytest.mark.service, pytest.mark.story]
+pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.planted]
 
 # The program as its users start it, but for one bug: deciding about one request kills the process.
 DEADLY = """

@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from reconsup.demo.anvil import Anvil
+from tests.support import launcher
 from tests.support.deep import final_chain
 from tests.support.postgres import Database, insert_request
 from tests.support.program import Program, wait_for
@@ -19,14 +19,7 @@ pytestmark = [pytest.mark.service, pytest.mark.story]
 
 def reconsup(database: Database, urls: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {"DATABASE_URL": database.url, "PAYMENT_REQUEST_EVM_RPC_URLS_JSON": json.dumps(urls)}
-    return subprocess.run(
-        [sys.executable, "-m", "reconsup.cli", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return launcher.chosen().run(*arguments, environment={**os.environ, **environment})
 
 
 @pytest.mark.parametrize(

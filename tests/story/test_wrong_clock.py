@@ -11,7 +11,7 @@ from tests.support.load import Stream, settle
 from tests.support.program import Program, wait_for
 from tests.support.wrong_clocks import wall_clock_off_by
 
-pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.direct]
+pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.direct, pytest.mark.planted]
 
 HOUR_SECONDS = 3600
 SHORT = {"PAYMENT_REQUEST_RECONCILER_LEASE_SECONDS": "2", "RECONSUP_RPC_TIMEOUT_SECONDS": "0.5"}

@@ -36,7 +36,7 @@ class Zombie:
     held: int
 
 
-@pytest.mark.parametrize("refuses", ["trust", "fence"])
+@pytest.mark.parametrize("refuses", ["trust", pytest.param("fence", marks=pytest.mark.planted)])
 def test_a_worker_stopped_for_three_leases_writes_nothing(town: Town, postgres: Postgres, refuses: str) -> None:
     """It was about to confirm what the chain has taken back meanwhile.
 

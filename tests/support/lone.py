@@ -18,6 +18,7 @@ from typing import Any, Self
 from tests.support.program import wait_for
 
 SLOT = 0
+END_SECONDS = 15.0  # who has not left by then is killed, and the test sees that it was
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,18 @@ def serve() -> None:
     if given["plant"] is not None:
         plants.plant(given["plant"])
     logs.configure("json")
-    board, bell, lifeline = posix.Scoreboard("lone", 1), posix.Bell(), posix.Lifeline()
+    board, bell, lifeline = posix.Scoreboard("lone"), posix.Bell(), posix.Lifeline()
     board.open(pid=os.getpid(), boot_id="", started_at=time.time(), version="0", slots=1)
     slot = posix.MONITOR if given["is_monitor"] else SLOT
     seat = posix.Seat(slot, "lone", "0" * 16, board, bell, lifeline.read_fd, folder)
     role = http.run if given["is_monitor"] else process.run
     board.clear(slot)
-    child = posix.fork(lambda: role(seat, settings), lifeline.close_write_end, "lone")
+
+    def body() -> int:
+        stacks.open_in(folder, slot)  # as the supervisor's child does
+        return role(seat, settings)
+
+    child = posix.fork(body, lifeline.close_write_end, "lone")
     state = posix.WorkerState.BOOTING
     board.show(Slot(slot, state, pid=child.pid, started=time.monotonic()))
     for line in sys.stdin:
@@ -142,8 +148,11 @@ def serve() -> None:
             answer = Cell(child.pid, str(board.child_state(slot)), view.loop, silent, view.memory_bytes)
             print(json.dumps(asdict(answer)), flush=True)
         else:
+            deadline = time.monotonic() + END_SECONDS
             while (code := child.reap()) is None:
                 time.sleep(0.01)
+                if time.monotonic() > deadline:
+                    child.send(signal.SIGKILL)
             text = stacks.take(folder, slot)
             end = End(code, text, stacks.take(folder, slot) is None and not list(folder.glob("stacks*")))
             print(json.dumps(asdict(end)), flush=True)

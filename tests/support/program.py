@@ -5,13 +5,15 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
+
+from tests.support import launcher
+from tests.support.notified import complaints
 
 T = TypeVar("T")
 
@@ -38,9 +40,10 @@ def wait_for(what: str, look: Callable[[], T | None], seconds: float = 20.0) -> 
 
 
 class Program:
-    """One supervisor with its workers (`code`: Python that is run in place of the program).
+    """One supervisor with its workers, started as RECONSUP_TEST_PROGRAM says, or `launched`.
 
-    Leaving the `with` stops it (TERM, then KILL) and leaves nothing behind.
+    `code`: Python that is run in place of the program (the test is then `planted`). Leaving the `with` stops it (TERM,
+    then KILL) and leaves nothing behind.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Program:
         workers: int = 2,
         worker_id: str = "test",
         code: str | None = None,
+        launched: str | None = None,
         flags: Sequence[str] = (),
         **environment: str,
     ) -> None:
@@ -67,11 +71,9 @@ class Program:
             "RECONSUP_WORKERS": str(workers),
         }
         given = ["--worker-id", worker_id, "--metrics-address", f"127.0.0.1:{self.port}", *flags]
-        self.process = subprocess.Popen(
-            [sys.executable, *(["-m", "reconsup"] if code is None else ["-c", code]), *given],
-            env={**os.environ, **settings, **environment},
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
+        self._launcher = launcher.chosen() if launched is None else launcher.named(launched)
+        self.process, self.manager = self._launcher.start(
+            given, {**os.environ, **settings, **environment}, self._output, code
         )
 
     def __enter__(self) -> Self:
@@ -90,7 +92,18 @@ class Program:
                 self.process.send_signal(signal.SIGQUIT)
                 self.process.wait(seconds)
         self._output.close()
+        self._judge()
         return self.process.returncode
+
+    def _judge(self) -> None:
+        """What the service manager was told, if there is one, was right."""
+        if self.manager is not None:
+            manager, self.manager = self.manager, None
+            manager.end()
+            manager.path.parent.rmdir()
+            is_drained = self.process.returncode == 0
+            found = complaints(manager.messages, self.lines(), main_pid=self.process.pid, is_drained=is_drained)
+            assert not found, found
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and text of a page on the metrics port."""
@@ -117,8 +130,10 @@ class Program:
         wait_for("/readyz answers 200", ready, START_SECONDS)
 
     def pids(self) -> dict[int, int]:
-        """Slot → process id of the workers that are there."""
-        return {each["slot"]: each["pid"] for each in self.status()["workers"] if each["pid"]}
+        """Slot → process id of the workers that are there; the id that it has for us, wherever it lives."""
+        outside = launcher.outside(self.process.pid)
+        told = {each["slot"]: each["pid"] for each in self.status()["workers"] if each["pid"]}
+        return {slot: outside[pid] for slot, pid in told.items() if pid in outside}
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
@@ -128,6 +143,9 @@ class Program:
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """The log lines of one event."""
+        return [line for line in self.lines() if line["event"] == event]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The whole log."""
         whole = self.log.read_text().rpartition("\n")[0]  # the last line may be on its way
-        lines = [line for line in whole.splitlines() if line.startswith("{")]
-        return [entry for line in lines if (entry := json.loads(line))["event"] == event]
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]

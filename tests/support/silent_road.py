@@ -23,6 +23,7 @@ class Road:
         self._is_dead = False
         self._trap: tuple[bytes, bool] | None = None
         self.trapped = threading.Event()
+        self.accepted = 0  # connections so far, also those that led nowhere
         self.port = 0
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve()], daemon=True)
 
@@ -79,6 +80,7 @@ class Road:
         await asyncio.gather(*rest, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
         self._open.add(writer)
         if self._is_dead:
             self._silenced.add(writer)

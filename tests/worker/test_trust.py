@@ -13,7 +13,7 @@ from reconsup.demo.anvil import Anvil
 from reconsup.payments.decision import decide
 from reconsup.store import leases, ledger
 from reconsup.store.errors import StoreUnavailable
-from reconsup.worker import reconciler
+from reconsup.worker import pause, reconciler
 from tests.support.desk import LOCAL, Desk, open_shop
 from tests.support.postgres import Database
 from tests.support.stepped import until
@@ -245,7 +245,7 @@ def test_the_reconciler_waits_for_its_database_and_goes_on(
     database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loop itself: nothing but the drain ends it."""
-    monkeypatch.setattr(reconciler, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(pause, "AWAY_SECONDS", 0.01)
 
     async def run() -> None:
         async with open_shop(database, anvil) as shop:
