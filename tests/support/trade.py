@@ -278,12 +278,16 @@ class Trade:
         self.counts["payments taken back"] += len(found)
 
 
-def receipts_of(town: Town, orders: Sequence[Order]) -> dict[str, int]:
-    """The height of each payment that the chain has now."""
+def mined(town: Town, orders: Sequence[Order]) -> dict[str, int]:
+    """The time of the block of each payment that the chain has now, in UNIX seconds."""
 
     async def ask() -> dict[str, int]:
+        found: dict[str, int] = {}
         async with DevChain(town.anvil.url) as chain:
-            found = {tx: await chain.receipt(tx) for order in orders for tx in order.txs}
-        return {tx: int(receipt["blockNumber"], 16) for tx, receipt in found.items() if receipt is not None}
+            for tx in (tx for order in orders for tx in order.txs):
+                if (receipt := await chain.receipt(tx)) is not None:
+                    block = await chain.call("eth_getBlockByNumber", receipt["blockNumber"], False)
+                    found[tx] = int(block["timestamp"], 16)
+        return found
 
     return asyncio.run(ask())

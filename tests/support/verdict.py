@@ -8,7 +8,7 @@ from typing import Any
 from reconsup.payments.request import TRANSITIONS, Reason, Status
 from tests.support import lease_history
 from tests.support.program import wait_for
-from tests.support.trade import PAID, SHORT, Kind, Order, Town, receipts_of
+from tests.support.trade import PAID, SHORT, Kind, Order, Town, mined
 
 KEPT = (Reason.LATE, Reason.AGAIN)  # entries that are no step: told together with the one that led there, or later
 SETTLE_SECONDS = 60.0
@@ -62,7 +62,7 @@ def complaints(town: Town, orders: Sequence[Order]) -> list[str]:
     query = "SELECT to_jsonb(t) FROM app.payment_request_transitions t ORDER BY id"
     for (entry,) in town.database.fetch(query):
         history[entry["payment_request_id"]].append(entry)
-    mined = receipts_of(town, orders)
+    times = mined(town, orders)
     settled: dict[str, Counter[str]] = defaultdict(Counter)
     query = "SELECT payment_request_id, evidence_ref FROM app.payment_request_settlements WHERE is_canonical"
     for id_, ref in town.database.fetch(query):
@@ -71,7 +71,10 @@ def complaints(town: Town, orders: Sequence[Order]) -> list[str]:
     found = [f"rows that nobody ordered: {extra}"] if (extra := set(statuses) - {each.id for each in orders}) else []
     for order in orders:
         found += _of_history(order, history[order.id], statuses.get(order.id))
-        on_chain = Counter(tx for tx in order.txs if tx in mined)
+        on_chain = Counter(tx for tx in order.txs if tx in times)
+        ends_at = order.row["expires_at"].timestamp()
+        if order.kind is Kind.LATE and any(times.get(tx, ends_at + 1) <= ends_at for tx in order.txs):
+            found.append(f"{order.id} ({order.kind}): this stage's own mistake, it was mined in time")
         if settled[order.id] != on_chain:
             found.append(f"{order.id} ({order.kind}): settled {settled[order.id]}, on the chain {on_chain}")
     return found + _of_rows(town) + lease_history.complaints(town.database)
