@@ -1,5 +1,6 @@
 """HUP with the real program: the `--env-file` is read again, all or nothing; TTIN and TTOU."""
 
+import os
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -77,6 +78,9 @@ def test_a_bad_new_setting_changes_nothing_and_says_so(town: Town) -> None:
         env_file.unlink()
         program.process.send_signal(HUP)
         until(program, "reload_refused", 5)
+        os.mkfifo(env_file)  # which nobody writes to
+        program.process.send_signal(HUP)
+        until(program, "reload_refused", 6)
 
         assert program.pids() == before
         assert program.get("/readyz")[0] == 200
