@@ -189,7 +189,8 @@ FROM (SELECT chain, network, status, split_part(reconcile_error, ':', 1) AS erro
 _ANNOUNCE: LiteralString = """
 WITH other AS (
   SELECT pid FROM app.reconsup_hosts
-  WHERE base = %(base)s AND (pid, boot_id, started_at) IS DISTINCT FROM (%(pid)s, %(boot_id)s, %(started_at)s::timestamptz)
+  WHERE base = %(base)s
+    AND (pid, boot_id, started_at) IS DISTINCT FROM (%(pid)s, %(boot_id)s, %(started_at)s::timestamptz)
     AND last_seen_at > now() - make_interval(secs => %(fresh)s)),
 mine AS (
   INSERT INTO app.reconsup_hosts AS h (base, boot_id, pid, version, slots, started_at, status, last_seen_at)
