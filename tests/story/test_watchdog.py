@@ -31,7 +31,7 @@ LIMITS = {
         ("busy", "process_hangs", "hang", "SIGABRT", "run_in_circles"),
         ("stopped", "process_hangs", "hang", "SIGKILL", ""),
         ("busy-monitor", "process_hangs", "hang", "SIGABRT", "run_in_circles"),
-        ("monitor", "process_hangs", "hang", "SIGABRT", "select"),
+        ("monitor", "process_hangs", "hang", "SIGABRT", "asyncio"),
     ],
 )
 def test_a_process_that_hangs_is_killed_and_replaced(
