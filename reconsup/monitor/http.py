@@ -20,6 +20,7 @@ from aiohttp import web
 from reconsup import logs, pulse
 from reconsup.fleet import limits
 from reconsup.fleet.posix import Scoreboard, Seat, WorkerState
+from reconsup.fleet.state import Phase
 from reconsup.monitor import janitor, metrics, status, watch
 from reconsup.monitor.janitor import FAREWELL_SECONDS, Janitor
 from reconsup.monitor.page import CONTENT_TYPE, Page
@@ -33,6 +34,7 @@ from reconsup.store.presence import Presence
 IDENTIFIER = "monitor"
 RETRY_PORT_SECONDS = 5.0
 GOODBYE_SECONDS = 0.8
+ORPHAN_SECONDS = FAREWELL_SECONDS + 2 * GOODBYE_SECONDS
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 log = logs.get_logger()
@@ -43,6 +45,7 @@ def run(seat: Seat, settings: Settings) -> int:
     limits.apply(oom_raise=limits.MONITOR_OOM_RAISE)
     logs.configure(settings.log_format, worker_id=seat.worker_id)
     metrics.open(seat.metrics_directory, IDENTIFIER)
+    seat.end_if_orphaned(ORPHAN_SECONDS)
     asyncio.run(_run(seat, settings))
     return 0
 
@@ -97,7 +100,9 @@ async def _run(seat: Seat, settings: Settings) -> None:
         _, unfinished = await asyncio.wait(loops, timeout=GOODBYE_SECONDS)
         if not unfinished:  # else the database hangs: there is nothing to be had from it
             await heart.watched("farewell", keeper.farewell())
-            if not seat.scoreboard.dead() and not seat.is_orphaned():
+            # else only this monitor is replaced (HUP), and the host works on
+            is_end = seat.scoreboard.supervisor().phase == Phase.DRAINING
+            if is_end and not seat.scoreboard.dead() and not seat.is_orphaned():
                 await look.leave()
     log.info("monitor_stopped")
 
@@ -229,7 +234,7 @@ def _hear(seat: Seat, bell: asyncio.Event, stopping: asyncio.Event) -> None:
     def orphaned() -> None:
         loop.remove_reader(seat.lifeline_fd)
         log.error("supervisor_died")
-        seat.end_within(FAREWELL_SECONDS + 2 * GOODBYE_SECONDS)
+        seat.end_within(ORPHAN_SECONDS)
         stopping.set()
 
     loop.add_signal_handler(signal.SIGTERM, stopping.set)

@@ -135,8 +135,8 @@ def _is_disowned(row: Row) -> bool:
 
 # A settlement above the tail's start counts only while its very block is stored: after the chain's tables were made
 # anew, or lost, it must be seen again first. LATERAL and OFFSET 0 as in matching: joined, all settlements were read.
-# `counted` is of the entry that gave the status. Late money that was told together with it has an entry of its own, of
-# the same two statuses, after it: taken for the other, it says that the status was given for nothing but late money.
+# `counted` is of the entry that gave the status. Entries of late money, told together with it, once had the same two
+# statuses: taken for that entry, they say that the status was given for nothing but late money.
 _VIEW: LiteralString = """
 WITH cursor AS MATERIALIZED (
   SELECT k.chain_id, k.next_height - 1 AS scanned_height, k.tail_start, k.tip_time, k.safe_height,

@@ -7,6 +7,7 @@ BLOCK = "reconsup.chain.block"
 COMMAND = "reconsup.resume"
 DECISION = "reconsup.payments.decision"
 LEDGER = "reconsup.store.ledger"
+PERSIST = "reconsup.store.persist"
 REQUEST = "reconsup.payments.request"
 RESUME = "reconsup.store.resume"
 SCANNER = "reconsup.worker.scanner"
@@ -121,9 +122,16 @@ DEMOTED = {
     "late money's entry is taken for the confirmation's": Mutant(
         VIEW,
         (Swap("           AND t.reason NOT IN ('payment_late', 'payment_again')\n", ""),),
-        "tests/worker/test_late_over_under_twice.py::test_a_confirmed_request_is_reorged_with_its_money_also_when_late_"
-        "money_came_before_it_was_confirmed[request]",
+        "tests/worker/test_late_over_under_twice.py::test_late_money_that_was_once_told_as_a_step_is_not_the_money_"
+        "that_the_status_was_given_for[100-reasons0-True]",
         "a request that was paid once more, too late, stays confirmed when the chain takes all its money back",
+    ),
+    "late money that is told as a step": Mutant(
+        PERSIST,
+        (Swap("froms=outcome.status,", ""),),
+        "tests/worker/test_late_over_under_twice.py::test_a_request_whose_payment_is_taken_back_is_reorged_also_where_"
+        "more_came_too_late[request]",
+        "a history says twice that a request was confirmed",
     ),
     "repair by who lost the request": Mutant(
         ADMISSION,

@@ -172,9 +172,11 @@ class World:
             row.due, row.due_height, row.waits_for = LATER, None, "retry"
             return
         for reason, ref in verdict.entries:
-            if reason in ("payment_late", "payment_again") and any(entry[2:4] == (reason, ref) for entry in told):
+            is_step = reason not in ("payment_late", "payment_again")
+            if not is_step and any(entry[2:4] == (reason, ref) for entry in told):
                 continue
-            told.append((grant.status, verdict.status, reason, ref, grant.owner, grant.epoch))
+            before = grant.status if is_step else verdict.status
+            told.append((before, verdict.status, reason, ref, grant.owner, grant.epoch))
         row.status, row.failures, row.error, row.is_by_hand = verdict.status, 0, None, False
         row.due, row.due_height = verdict.due, verdict.due_height
         row.waits_for = "look" if verdict.due == LATER else None

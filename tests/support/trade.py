@@ -265,7 +265,10 @@ class Trade:
                     self.counts["payments lost"] += 1
                 else:
                     found.append((tx["hash"], await chain.raw(tx["hash"])))
-        at_once = self._random.randint(0, len(found))  # a prefix: they have one sender, whose nonces go up
+        late = {tx for order in self.orders if order.kind is Kind.LATE for tx in order.txs}
+        # The new blocks begin with the old ones' times: a late payment in one might be in time.
+        in_time = next((at for at, (tx, _) in enumerate(found) if tx in late), len(found))
+        at_once = self._random.randint(0, in_time)  # a prefix: they have one sender, whose nonces go up
         offsets = sorted(self._random.randrange(depth) for _ in range(at_once))
         await chain.reorg(depth, [(raw, at) for (_, raw), at in zip(found, offsets, strict=False)])
         await chain.call("evm_setTime", hex(int(time.time())))  # each reorg was seen to put anvil's clock back
@@ -275,12 +278,16 @@ class Trade:
         self.counts["payments taken back"] += len(found)
 
 
-def receipts_of(town: Town, orders: Sequence[Order]) -> dict[str, int]:
-    """The height of each payment that the chain has now."""
+def mined(town: Town, orders: Sequence[Order]) -> dict[str, int]:
+    """The time of the block of each payment that the chain has now, in UNIX seconds."""
 
     async def ask() -> dict[str, int]:
+        found: dict[str, int] = {}
         async with DevChain(town.anvil.url) as chain:
-            found = {tx: await chain.receipt(tx) for order in orders for tx in order.txs}
-        return {tx: int(receipt["blockNumber"], 16) for tx, receipt in found.items() if receipt is not None}
+            for tx in (tx for order in orders for tx in order.txs):
+                if (receipt := await chain.receipt(tx)) is not None:
+                    block = await chain.call("eth_getBlockByNumber", receipt["blockNumber"], False)
+                    found[tx] = int(block["timestamp"], 16)
+        return found
 
     return asyncio.run(ask())

@@ -8,11 +8,16 @@ from typing import Any
 from reconsup.payments.request import TRANSITIONS, Reason, Status
 from tests.support import lease_history
 from tests.support.program import wait_for
-from tests.support.trade import PAID, SHORT, Kind, Order, Town, receipts_of
+from tests.support.trade import PAID, SHORT, Kind, Order, Town, mined
 
 KEPT = (Reason.LATE, Reason.AGAIN)  # entries that are no step: told together with the one that led there, or later
 SETTLE_SECONDS = 60.0
 LOOK_SECONDS = 0.3
+ROWS = {
+    "payment_requests": "id",
+    "payment_request_settlements": "payment_request_id",
+    "payment_request_transitions": "payment_request_id",
+}
 MONEY = frozenset({Reason.CONFIRMED, Reason.RECONFIRMED})
 
 
@@ -43,8 +48,9 @@ def _of_statuses(town: Town, orders: Sequence[Order]) -> list[str]:
 def explain(town: Town, wrong: list[str]) -> str:
     """The rows of the first of them, and how far the chain was read."""
     rows = [
-        town.database.fetch("SELECT to_jsonb(r) FROM app.payment_requests r WHERE id = %s", [each.split()[0]])
+        town.database.fetch(f"SELECT to_jsonb(r) FROM app.{table} r WHERE {column} = %s", [each.split()[0]])
         for each in wrong[:3]
+        for table, column in ROWS.items()
     ]
     cursors = town.database.fetch("SELECT to_jsonb(c) FROM app.chain_cursors c")
     return f"{len(wrong)} wrong: {wrong[:20]}; {rows}; {cursors}"
@@ -56,7 +62,7 @@ def complaints(town: Town, orders: Sequence[Order]) -> list[str]:
     query = "SELECT to_jsonb(t) FROM app.payment_request_transitions t ORDER BY id"
     for (entry,) in town.database.fetch(query):
         history[entry["payment_request_id"]].append(entry)
-    mined = receipts_of(town, orders)
+    times = mined(town, orders)
     settled: dict[str, Counter[str]] = defaultdict(Counter)
     query = "SELECT payment_request_id, evidence_ref FROM app.payment_request_settlements WHERE is_canonical"
     for id_, ref in town.database.fetch(query):
@@ -65,7 +71,10 @@ def complaints(town: Town, orders: Sequence[Order]) -> list[str]:
     found = [f"rows that nobody ordered: {extra}"] if (extra := set(statuses) - {each.id for each in orders}) else []
     for order in orders:
         found += _of_history(order, history[order.id], statuses.get(order.id))
-        on_chain = Counter(tx for tx in order.txs if tx in mined)
+        on_chain = Counter(tx for tx in order.txs if tx in times)
+        ends_at = order.row["expires_at"].timestamp()
+        if order.kind is Kind.LATE and any(times.get(tx, ends_at + 1) <= ends_at for tx in order.txs):
+            found.append(f"{order.id} ({order.kind}): this stage's own mistake, it was mined in time")
         if settled[order.id] != on_chain:
             found.append(f"{order.id} ({order.kind}): settled {settled[order.id]}, on the chain {on_chain}")
     return found + _of_rows(town) + lease_history.complaints(town.database)

@@ -6,7 +6,7 @@ one has. Sizes are MiB resident.
 """
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def look(host: Host, at: float) -> Sample | None:
                 "monitor descriptors": _descriptors(monitor),
                 "worker MiB (largest)": max(map(_resident, workers)),
                 "worker descriptors (most)": max(map(_descriptors, workers)),
-                "metrics files": len(list(metrics_folder(pid).iterdir())),
+                "metrics files of a seat (most)": max(of_seats(metrics_folder(pid)).values(), default=0),
             },
         )
     return None
@@ -65,6 +65,11 @@ def metrics_folder(pid: int) -> Path:
             if target.name.startswith(FOLDER):
                 return target
     raise KeyError(FOLDER)
+
+
+def of_seats(folder: Path) -> Counter[str]:
+    """How many files each seat has: TTIN may have brought more seats, never more files to one."""
+    return Counter(each.stem.rpartition("_")[2] for each in folder.iterdir() if each.suffix == ".db")
 
 
 def table(samples: Sequence[Sample]) -> tuple[list[str], list[str]]:
