@@ -108,6 +108,8 @@ def tell_and_judge(run: Run, seconds: float) -> None:
         lines, grew = vitals.table(longest) if len(longest) >= 6 else ([], [])
         print(f"host-{name}, its longest life:", *lines, sep="\n")
         grown += grew if len(longest) >= 30 else []
+    for each in (*run.broken, *lost, *late, *grown):
+        print(f"WRONG: {each}")
     assert (run.broken, lost, late, grown) == ([], [], [], [])
     assert {what: run.counts[what] for what in ("workers and monitors killed", "supervisors killed")} == {
         "workers and monitors killed": run.plan.worker_kills,

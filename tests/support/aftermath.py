@@ -80,7 +80,7 @@ def alarms(hosts: Sequence[Host]) -> tuple[Counter[str], list[str]]:
             words = life.program.log.read_text(errors="replace")
             if "Traceback" in words:
                 at = words.index("Traceback")
-                lost.append(f"{host.name}, life {life.number}: a traceback: {words[max(0, at - 600) : at + 1500]}")
+                lost.append(f"{host.name}, life {life.number}: a traceback: {words[max(0, at - 1500) : at + 6000]}")
             for entry in entries(life.program.log):
                 if entry["level"] in ("warning", "error", "critical"):
                     counts[entry["event"]] += 1

@@ -25,10 +25,10 @@ def schedule(plan: Plan) -> list[Act]:
     chance = random.Random(plan.seed)
     first, last = 0.02 * plan.seconds, plan.seconds
 
-    def moments(count: int, before: float = last) -> list[float]:
+    def moments(count: int, before: float = last, after: float = first) -> list[float]:
         """One in each of so many equal parts of the time."""
-        part = (before - first) / max(count, 1)
-        return [first + part * (number + chance.random()) for number in range(count)]
+        part = (before - after) / max(count, 1)
+        return [after + part * (number + chance.random()) for number in range(count)]
 
     acts: list[Act] = [(at, havoc.kill_child) for at in moments(plan.worker_kills)]
     of_b = plan.supervisor_kills // 5
@@ -43,7 +43,9 @@ def schedule(plan: Plan) -> list[Act]:
     acts += [(at, partial(havoc.stop_and_start, name="a")) for at in moments(plan.stops)]
     acts += [(at, havoc.turn_over) for at in moments(plan.turnovers)]
     acts += [(at, havoc.grow) for at in moments(plan.resizes)]
-    acts += [(at, havoc.hang) for at in moments(plan.hangs)]
+    # Not where a supervisor may be killed meanwhile: an orphan that is stopped can neither leave nor be ended by anyone
+    # but who started its supervisor. systemd does that; this manager does not.
+    acts += [(at, partial(havoc.hang, name="b")) for at in moments(plan.hangs, last, 0.4 * last)]
     return sorted(acts, key=lambda act: act[0])
 
 

@@ -284,9 +284,9 @@ def shrink(run: Run, name: str, life: int) -> None:
         run.note("TTOUs", host.name)
 
 
-def hang(run: Run) -> None:
-    """Stop a worker for good: the watchdog ends it."""
-    host = run.host()
+def hang(run: Run, name: str) -> None:
+    """Stop a worker for good: the watchdog ends it, unless it is killed before."""
+    host = run.hosts[name]
     pids = list(_pids(host).values())
     if pids and strike(run.chance.choice(pids), host.mark, signal.SIGSTOP):
         run.note("workers stopped for good", host.name)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from reconsup.fleet.slot import SPARE
 from tests.support.hosts import Host
 
 FOLDER = "reconsup-metrics-"
@@ -51,7 +52,7 @@ def look(host: Host, at: float) -> Sample | None:
                 "monitor descriptors": _descriptors(monitor),
                 "worker MiB (largest)": max(map(_resident, workers)),
                 "worker descriptors (most)": max(map(_descriptors, workers)),
-                "metrics files": len(list(metrics_folder(pid).iterdir())),
+                "metrics files": len(of_seats(metrics_folder(pid), len(workers))),
             },
         )
     return None
@@ -65,6 +66,12 @@ def metrics_folder(pid: int) -> Path:
             if target.name.startswith(FOLDER):
                 return target
     raise KeyError(FOLDER)
+
+
+def of_seats(folder: Path, workers: int) -> list[str]:
+    """The files of the monitor, of the spare seat and of so many workers: TTIN may have brought more seats."""
+    seats = {"monitor", *map(str, (SPARE, *range(workers)))}
+    return [each.name for each in folder.iterdir() if each.stem.rpartition("_")[2] in seats]
 
 
 def table(samples: Sequence[Sample]) -> tuple[list[str], list[str]]:
