@@ -14,7 +14,7 @@ PACKER := $(VENV)/packer
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-15 test-pooler test-all check bench binary format clean
+.PHONY: help demo test test-15 test-pooler test-launch test-all check bench binary format clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,9 +31,14 @@ test-15: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(POSTGRES_15) ## those that
 test-pooler: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) ## and behind a PgBouncer in transaction mode
 	RECONSUP_TEST_POOLER=1 $(PYTEST) -m "service and not long and not direct"
 
-test-all: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(POSTGRES_15) ## all of these, and the long ones
+test-launch: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) dist/reconsup ## the stories from the wheel and the one file, as PID 1, under a service manager
+	for each in wheel+notify binary+pid1; do \
+	  RECONSUP_TEST_PROGRAM=$$each $(PYTEST) -m "service and story and not long and not planted" tests/story || exit 1; \
+	done
+
+test-all: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(POSTGRES_15) dist/reconsup ## all of these, and the long ones
 	$(PYTEST)
-	$(MAKE) test-15 test-pooler
+	$(MAKE) test-15 test-pooler test-launch
 
 check: $(READY) $(PROMTOOL) ## format, lint, types, the walls of the house, fast tests: before each commit
 	$(BIN)/ruff format --check .

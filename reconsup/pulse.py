@@ -62,7 +62,10 @@ class Pulse:
         self._heard_at, self._rests_until = now, now + seconds
 
     def waits(self, now: float, seconds: float) -> None:
-        """It begins to wait for something that ends, one way or another, within so long."""
+        """It begins to wait for something that ends, one way or another, within so long.
+
+        That one wait has ended takes back nothing: another task of the loop may be in the midst of its own.
+        """
         self.alive(now)
         self._waits_until = max(self._waits_until, now + seconds)
 

@@ -178,8 +178,8 @@ SETTINGS: tuple[Setting, ...] = (
         "RECONSUP_MEMORY_MAX_MB",
         "memory_max_mb",
         "0",
-        "0 (no limit), or 64 to 1048576 MiB: more memory of its own the system gives no worker (RLIMIT_DATA)",
-        parse.none_or(64, parse.MEBIBYTES_MAX),
+        "0 (no limit), or 256 to 1048576 MiB: more memory of its own the system gives no worker (RLIMIT_DATA)",
+        parse.none_or(256, parse.MEBIBYTES_MAX),
     ),
     Setting(
         "RECONSUP_RPC_TIMEOUT_SECONDS",

@@ -8,11 +8,9 @@ knows no clock.
 
 import os
 import socket
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Self
 
 from reconsup.fleet.state import Phase
 
@@ -77,25 +75,14 @@ class _Said:
 
 
 class Notifier:
-    """Speaks to the service manager that `environment` names, for the process `pid`.
+    """Speaks to the service manager that `environment` names, for the process `pid` (this one)."""
 
-    `parent_pid` only where the parent is a part of the program: a one-file bundle's loader, for which the
-    watchdog's messages are meant then.
-    """
-
-    def __init__(
-        self, environment: Mapping[str, str] = os.environ, pid: int | None = None, parent_pid: int | None = None
-    ) -> None:
+    def __init__(self, environment: Mapping[str, str] = os.environ, pid: int | None = None) -> None:
         self._address = _address(environment)
-        self._ping_seconds = _ping_seconds(environment, {os.getpid() if pid is None else pid, parent_pid})
+        self._ping_seconds = _ping_seconds(environment, os.getpid() if pid is None else pid)
         self._facts: Facts | None = None
         self._said = _Said()
         self._not_before = -inf
-
-    @classmethod
-    def of_this_process(cls) -> Self:
-        """As this process was started."""
-        return cls(os.environ, os.getpid(), os.getppid() if getattr(sys, "frozen", False) else None)
 
     def say_state(self, now: float, facts: Facts) -> None:
         """Say what is due. `now` is CLOCK_MONOTONIC at this very moment. Never blocks, never raises."""
@@ -198,10 +185,10 @@ def _address(environment: Mapping[str, str]) -> str | None:
     return None
 
 
-def _ping_seconds(environment: Mapping[str, str], pids: set[int | None]) -> float | None:
+def _ping_seconds(environment: Mapping[str, str], own_pid: int) -> float | None:
     """How often the watchdog wants to hear of us; None: not at all, it means another process, or nonsense."""
     period, pid = environment.get("WATCHDOG_USEC", ""), environment.get("WATCHDOG_PID")
-    if pid is not None and _number(pid) not in pids - {None}:
+    if pid is not None and _number(pid) != own_pid:
         return None
     microseconds = _number(period)
     if microseconds is None or not 0 < microseconds < _NEVER:

@@ -102,7 +102,7 @@ class _Supervisor:
         self._board = Scoreboard(options.base)
         self._bell = Bell()
         self._lifeline = Lifeline()
-        self._notifier = Notifier.of_this_process()
+        self._notifier = Notifier()
         self._reloads = 0  # that began, also those that were refused at once
         self._others = children()  # an embedded PostgreSQL: somebody else waits for them
         self._notes = SignalNotes()

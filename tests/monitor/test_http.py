@@ -87,7 +87,8 @@ class Host:
         return self.process.wait(20)
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        return [event for line in self.log.read_text().splitlines() if (event := json.loads(line))["event"] == name]
+        whole = self.log.read_text().rpartition("\n")[0]  # the last line may be on its way
+        return [event for line in whole.splitlines() if (event := json.loads(line))["event"] == name]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from tests.support.program import wait_for
 from tests.support.proxy import Proxy, Reply, proxy_before
 from tests.support.silent_road import road_to
 
-pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.direct]
+pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.direct, pytest.mark.planted]
 
 WATCHDOG_SECONDS = 2.0
 HEALTHY_SECONDS = 0.9 * WATCHDOG_SECONDS  # a healthy process must not come near; the machine is busy
@@ -154,15 +154,18 @@ def resident(cell: Cell) -> int:
     return int(Path(f"/proc/{cell.pid}/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.long
 def test_a_worker_whose_endpoint_asks_for_ten_minutes_keeps_beating(
     database: Database, proxy: Proxy, tmp_path: Path
 ) -> None:
-    """The scanner rests for ten minutes, three hundred watchdogs. Seen to fail without `pulse.rests` in the pauses."""
+    """The scanner rests for ten minutes, three hundred watchdogs. Seen to fail without `pulse.rests` in the pauses,
+    once the time-outs of its last statement are over too: for so long anybody is excused.
+    """
     with Lone(settings(database.url, proxy.url), tmp_path) as lone:
         be_ready(lone)
         proxy.spoil = lambda *_: Reply(status=429, headers={"Retry-After": "600"})
         lone.wait_logged("scan_failed")
-        assert lone.longest_silence(2 * WATCHDOG_SECONDS) < HEALTHY_SECONDS
+        assert lone.longest_silence(7 * WATCHDOG_SECONDS) < HEALTHY_SECONDS
         assert lone.end(signal.SIGTERM).code == 0
 
 

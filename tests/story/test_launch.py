@@ -1,4 +1,4 @@
-"""As PID 1 of a container, and under a service manager, it does its work and is one process: the one started."""
+"""The program works as PID 1 of a container and under a service manager, and is the very process that was started."""
 
 import os
 import signal

@@ -8,7 +8,7 @@ from tests.story.conftest import Town
 from tests.support import plants
 from tests.support.program import Program, wait_for
 
-pytestmark = [pytest.mark.service, pytest.mark.story]
+pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.planted]
 
 LIMITS = {
     "RECONSUP_WATCHDOG_SECONDS": "3",

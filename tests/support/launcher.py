@@ -208,7 +208,11 @@ def _installed() -> Path:
 
 
 def _throwaway(prefix: str) -> Path:
-    """A folder that goes when this process ends."""
-    folder, owner = Path(tempfile.mkdtemp(prefix=prefix)), os.getpid()
+    """A folder that goes when this process ends; or, should it be killed, when the next one needs such a folder."""
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        if not Path("/proc", left.name.removeprefix(prefix).partition("-")[0]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    owner = os.getpid()
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{owner}-"))
     atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
     return folder

@@ -87,7 +87,7 @@ class Lone:
         silences, until = [], time.monotonic() + seconds
         while time.monotonic() < until:
             silences.append(self.cell().silent_seconds or 0.0)
-            time.sleep(0.02)
+            time.sleep(0.05)
         return max(silences)
 
     def events(self, event: str) -> list[dict[str, Any]]:
