@@ -11,7 +11,9 @@ PGBOUNCER := $(VENV)/.pgbouncer
 PROMTOOL := $(VENV)/.promtool
 POSTGRES_15 := $(VENV)/postgres-15
 PACKER := $(VENV)/packer
-PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+# Half of the tests wait for something most of the time: three for two cores.
+JOBS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-15 test-pooler test-launch test-all check bench binary format clean

@@ -207,7 +207,7 @@ def _read_again(parsed: argparse.Namespace, settings: Settings, running: Setting
 
     `running`: the ones it was started with, an embedded database's URL being that of the server.
     """
-    again = load_from_process(_flags(parsed), parsed.env_file)
+    again = load_from_process(_flags(parsed), parsed.env_file, is_again=True)
     errors = [
         _needs_restart(field)
         for field, is_kept in (

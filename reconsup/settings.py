@@ -12,6 +12,7 @@ import difflib
 import io
 import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ Depth = int | Literal["safe", "finalized"]
 
 _SHOWN_CHARACTERS_MAX = 200
 _TYPO_RATIO = 0.75
+FILE_BYTES_MAX = 1024 * 1024
 WATCHDOG_SECONDS = 60.0
 
 
@@ -130,13 +132,15 @@ class Settings:
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.shown().items())})"
 
 
-def load(env: Mapping[str, str], flags: Mapping[str, str], env_file: Path | None = None) -> Settings:
+def load(
+    env: Mapping[str, str], flags: Mapping[str, str], env_file: Path | None = None, *, is_again: bool = False
+) -> Settings:
     """Settings from three layers; `flags` has the settings' names as keys, not the flags'.
 
     An empty value counts as not set, except RECONSUPMETRICS_ADDRESS, where it means: no listener. Raises
-    ConfigErrors with everything that is wrong.
+    ConfigErrors with everything that is wrong. `is_again`: the file was read before, and must never be waited for.
     """
-    texts, errors = _layered(env, flags, env_file)
+    texts, errors = _layered(env, flags, env_file, is_again=is_again)
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         error = _read(setting, texts, values)
@@ -151,9 +155,9 @@ def load(env: Mapping[str, str], flags: Mapping[str, str], env_file: Path | None
     return Settings(**values, warnings=(*_typos(texts), *_doubts(values)))
 
 
-def load_from_process(flags: Mapping[str, str], env_file: Path | None = None) -> Settings:
+def load_from_process(flags: Mapping[str, str], env_file: Path | None = None, *, is_again: bool = False) -> Settings:
     """`load` with this process's own environment."""
-    return load(os.environ, flags, env_file)
+    return load(os.environ, flags, env_file, is_again=is_again)
 
 
 def load_database_url(flags: Mapping[str, str], env_file: Path | None = None) -> str:
@@ -202,12 +206,12 @@ _DISABLED = ConfigError(
 
 
 def _layered(
-    env: Mapping[str, str], flags: Mapping[str, str], env_file: Path | None
+    env: Mapping[str, str], flags: Mapping[str, str], env_file: Path | None, *, is_again: bool = False
 ) -> tuple[dict[str, str], list[ConfigError]]:
     """Flags over file over environment, blank values left out; and what is wrong with the file."""
     unknown = set(flags) - set(BY_NAME)
     assert not unknown, f"flags are keyed by the settings' names, not {unknown}"
-    from_file, errors = _read_file(env_file) if env_file is not None else ({}, [])
+    from_file, errors = _read_file(env_file, is_again=is_again) if env_file is not None else ({}, [])
     texts: dict[str, str] = {}
     for layer in (env, from_file, flags):
         for name, value in layer.items():
@@ -216,18 +220,23 @@ def _layered(
     return texts, errors
 
 
-def _read_file(path: Path) -> tuple[dict[str, str], list[ConfigError]]:
+def _read_file(path: Path, *, is_again: bool) -> tuple[dict[str, str], list[ConfigError]]:
     """The file in the format that python-dotenv and systemd's EnvironmentFile share; nothing is interpolated."""
 
     def error(value: str, allowed: str) -> ConfigError:
         return ConfigError("CONFIG_ENV_FILE_INVALID", "--env-file", value, allowed)
 
     try:
-        text = path.read_text(encoding="utf-8")
+        content = _content(path, is_again=is_again)
+        text = "" if content is None else content.decode("utf-8")
     except OSError as problem:
         return {}, [error(str(path), f"cannot be read: {(problem.strerror or 'unknown error').lower()}")]
     except UnicodeDecodeError:
         return {}, [error(str(path), "is not UTF-8 text")]
+    if content is None:
+        return {}, [error(str(path), "is a pipe or a device: to be read again it must be a file")]
+    if len(content) > FILE_BYTES_MAX:
+        return {}, [error(str(path), f"has more than {FILE_BYTES_MAX} bytes: it is not such a file")]
     values: dict[str, str] = {}
     errors = []
     # systemd takes ; for a comment too
@@ -238,6 +247,19 @@ def _read_file(path: Path) -> tuple[dict[str, str], list[ConfigError]]:
         elif binding.key is not None and binding.value is not None:
             values[binding.key] = binding.value
     return values, errors
+
+
+def _content(path: Path, *, is_again: bool) -> bytes | None:
+    """The file's bytes, no more than one too many. None if it is to be read again, and is no file.
+
+    A pipe gives what it holds once. The second time it is empty, which would mean that every setting has its default
+    again; or it is waited for until somebody writes, and so no child is looked after, and TERM is not heard.
+    """
+    more = os.O_NONBLOCK if is_again else 0
+    with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | more)) as file:
+        if is_again and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return None
+        return io.BufferedReader(file).read(FILE_BYTES_MAX + 1)
 
 
 def _read(setting: Setting, texts: Mapping[str, str], values: dict[str, Any]) -> ConfigError | None:

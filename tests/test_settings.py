@@ -347,6 +347,36 @@ def test_a_file_that_cannot_be_read_says_where_and_shows_nothing(
     assert "s3cr3t" not in errors["CONFIG_ENV_FILE_INVALID"]
 
 
+def test_a_pipe_is_read_once_and_never_again(tmp_path: Path) -> None:
+    """`--env-file <(decrypt …)` is empty the second time. Seen to fail without the look at what kind of file it is: at
+    HUP 12 confirmations became 1, and a pipe that nobody writes to was waited for for ever.
+    """
+    reader, writer = os.pipe()
+    os.write(writer, b"PAYMENT_REQUEST_RECONCILER_EVM_MIN_CONFIRMATIONS=12\n")
+    os.close(writer)
+    pipe, fifo = Path(f"/dev/fd/{reader}"), tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    assert load(GOOD, {}, pipe).confirmation_depth("local") == 12
+    for path in (pipe, fifo, Path(os.devnull)):
+        with pytest.raises(ConfigErrors) as caught:
+            load(GOOD, {}, path, is_again=True)
+        assert "to be read again it must be a file" in str(caught.value.errors[0])
+    os.close(reader)
+
+
+def test_a_file_that_can_be_no_settings_is_not_read_to_its_end() -> None:
+    assert "more than 1048576 bytes" in refused({}, env_file=Path("/dev/zero"))["CONFIG_ENV_FILE_INVALID"]
+
+
+def test_a_folder_in_place_of_the_file_costs_no_descriptor(tmp_path: Path) -> None:
+    opened = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        with pytest.raises(ConfigErrors):
+            load(GOOD, {}, tmp_path, is_again=True)
+    assert os.listdir("/proc/self/fd") == opened
+
+
 def test_no_secret_is_in_the_settings_own_words() -> None:
     settings = load(
         {

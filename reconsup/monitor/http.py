@@ -20,6 +20,7 @@ from aiohttp import web
 from reconsup import logs, pulse
 from reconsup.fleet import limits
 from reconsup.fleet.posix import Scoreboard, Seat, WorkerState
+from reconsup.fleet.state import Phase
 from reconsup.monitor import janitor, metrics, status, watch
 from reconsup.monitor.janitor import FAREWELL_SECONDS, Janitor
 from reconsup.monitor.page import CONTENT_TYPE, Page
@@ -97,7 +98,9 @@ async def _run(seat: Seat, settings: Settings) -> None:
         _, unfinished = await asyncio.wait(loops, timeout=GOODBYE_SECONDS)
         if not unfinished:  # else the database hangs: there is nothing to be had from it
             await heart.watched("farewell", keeper.farewell())
-            if not seat.scoreboard.dead() and not seat.is_orphaned():
+            # else only this monitor is replaced (HUP), and the host works on
+            is_end = seat.scoreboard.supervisor().phase == Phase.DRAINING
+            if is_end and not seat.scoreboard.dead() and not seat.is_orphaned():
                 await look.leave()
     log.info("monitor_stopped")
 

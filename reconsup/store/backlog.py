@@ -123,7 +123,7 @@ async def announce(
     """Write the host's row: it is alive now, and so is its fleet (`status`).
 
     The pid of another supervisor that uses this base, if one was seen in the last `fresh_seconds`: two of one name
-    overwrite each other here.
+    overwrite each other here. Two containers of one machine have the same pid and boot id, but did not start together.
     """
     rows = await database.fetch(
         _ANNOUNCE,
@@ -189,7 +189,8 @@ FROM (SELECT chain, network, status, split_part(reconcile_error, ':', 1) AS erro
 _ANNOUNCE: LiteralString = """
 WITH other AS (
   SELECT pid FROM app.reconsup_hosts
-  WHERE base = %(base)s AND (pid, boot_id) IS DISTINCT FROM (%(pid)s, %(boot_id)s)
+  WHERE base = %(base)s
+    AND (pid, boot_id, started_at) IS DISTINCT FROM (%(pid)s, %(boot_id)s, %(started_at)s::timestamptz)
     AND last_seen_at > now() - make_interval(secs => %(fresh)s)),
 mine AS (
   INSERT INTO app.reconsup_hosts AS h (base, boot_id, pid, version, slots, started_at, status, last_seen_at)

@@ -179,6 +179,7 @@ def _entries(
             add(
                 claim, outcome.status, reason, refs=late.evidence_ref, amounts=str(late.amount_minor),
                 depths=outcome.confirmations, evidences=_json([_as_json(late)]),
+                froms=outcome.status,  # it does not move the request: what did must stay the last that did
             )  # fmt: skip
     return columns
 

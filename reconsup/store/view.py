@@ -171,6 +171,7 @@ SELECT r.id, k.chain_id AS cursor_chain_id, k.scanned_height, k.tip_time, k.tip_
        CASE WHEN r.status IN ('detected', 'confirmed', 'expired') THEN (
          SELECT t.evidence FROM app.payment_request_transitions t
          WHERE t.payment_request_id = r.id AND t.to_status = r.status AND t.from_status <> r.status
+           AND t.reason NOT IN ('payment_late', 'payment_again')
          ORDER BY t.id DESC LIMIT 1) END AS counted,
        CASE WHEN r.reconcile_audited_height IS NOT NULL THEN (
          SELECT b.block_time FROM app.chain_blocks b

@@ -239,7 +239,9 @@ def test_a_host_has_one_row_that_says_when_it_was_last_alive(database: Fresh) ->
 
 
 def test_two_supervisors_of_one_name_notice_each_other(database: Fresh) -> None:
+    """Two containers of one machine, each with pid 1: seen to fail when only pid and boot id are compared."""
     announce(database, host())
+    assert announce(database, host(started_at=datetime(2026, 1, 1, 0, 0, 1, tzinfo=UTC))) == 10
 
     assert announce(database, host(pid=11)) == 10
     assert announce(database, host(boot_id="b2")) == 11

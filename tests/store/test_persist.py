@@ -160,8 +160,8 @@ def test_an_expiry_and_its_late_payments_are_told_together_in_order(emptied: Emp
     asyncio.run(story())
     assert [(entry["reason"], entry["evidence_ref"], entry["from_status"]) for entry in history_of(emptied, id_)] == [
         ("payment_expired", None, "pending"),
-        ("payment_late", "0xb", "pending"),
-        ("payment_late", "0xa", "pending"),
+        ("payment_late", "0xb", "expired"),
+        ("payment_late", "0xa", "expired"),
     ]
 
 

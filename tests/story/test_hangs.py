@@ -50,6 +50,7 @@ def be_ready(lone: Lone) -> None:
     lone.wait_logged("scan_lease_taken")
 
 
+@pytest.mark.long  # as all that tests/story/test_watchdog.py shows from end to end
 @pytest.mark.parametrize(
     ("plant", "loop", "where"),
     [
@@ -79,6 +80,7 @@ def test_a_worker_that_waits_for_ever_falls_silent_and_says_where_it_hangs(
         assert len(lone.events("loop_stuck")) == 1
 
 
+@pytest.mark.long
 def test_a_worker_in_a_busy_loop_falls_silent_and_its_stacks_say_where(
     database: Database, anvil: Anvil, tmp_path: Path
 ) -> None:
@@ -122,7 +124,8 @@ def test_a_worker_that_is_stopped_and_aborted_dies_when_it_is_killed(
         assert (end.code, end.stacks, end.is_swept) == (-signal.SIGKILL, None, True)
 
 
-@pytest.mark.parametrize("plant", ["monitor", pytest.param("busy-monitor", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("plant", ["monitor", "busy-monitor"])
 def test_a_monitor_that_hangs_falls_silent_too(database: Database, anvil: Anvil, tmp_path: Path, plant: str) -> None:
     """The leases of the dead wait for it. Seen to fail without the monitor's ticker."""
     with Lone(settings(database.url, anvil.url), tmp_path, plant=plant, is_monitor=True) as lone:
@@ -180,7 +183,8 @@ def test_a_worker_whose_endpoint_is_silent_keeps_beating(database: Database, pro
         assert lone.end(signal.SIGTERM).code == 0
 
 
-@pytest.mark.parametrize("is_monitor", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("is_monitor", [False, True])
 def test_a_process_whose_database_is_silent_keeps_beating(
     database: Database, anvil: Anvil, tmp_path: Path, is_monitor: bool
 ) -> None:

@@ -49,7 +49,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(
         if "monitor" not in plant:
             assert program.metric("reconsup_worker_restarts_total", cause=cause) == 1
         if plant in ("database", "rpc"):
-            (stuck,) = [e for e in program.events("loop_stuck") if e.get("worker_id") == told["worker_id"]]
-            assert told["loop"] == stuck["loop"]
+            stuck = [e["loop"] for e in program.events("loop_stuck") if e.get("worker_id") == told["worker_id"]]
+            assert told["loop"] in stuck
         assert program.stop() == 0
     assert town.leases() == []

@@ -36,6 +36,7 @@ SETTINGS = {
     "PAYMENT_REQUEST_RECONCILER_EVM_MIN_CONFIRMATIONS": "2",
     "RECONSUP_RPC_TIMEOUT_SECONDS": "0.5",
     "RECONSUP_DRAIN_SECONDS": f"{DRAIN_SECONDS:g}",
+    "RECONSUP_BOOT_SECONDS": "6",  # so a worker that is stopped before it is ready
     "RECONSUP_WATCHDOG_SECONDS": "6",  # longer than a worker is stopped for a while
     "RECONSUP_TAIL_BLOCKS": str(TAIL_BLOCKS),
 }

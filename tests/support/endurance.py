@@ -43,8 +43,8 @@ def schedule(plan: Plan) -> list[Act]:
     acts += [(at, partial(havoc.stop_and_start, name="a")) for at in moments(plan.stops)]
     acts += [(at, havoc.turn_over) for at in moments(plan.turnovers)]
     acts += [(at, havoc.grow) for at in moments(plan.resizes)]
-    # Not where a supervisor may be killed meanwhile: an orphan that is stopped can neither leave nor be ended by anyone
-    # but who started its supervisor. systemd does that; this manager does not.
+    # Not where a supervisor may be killed meanwhile: an orphan that is stopped can neither leave nor be ended by
+    # anybody but who started its supervisor. systemd does that; this manager does not.
     acts += [(at, partial(havoc.hang, name="b")) for at in moments(plan.hangs, last, 0.4 * last)]
     return sorted(acts, key=lambda act: act[0])
 

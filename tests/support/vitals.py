@@ -6,14 +6,13 @@ one has. Sizes are MiB resident.
 """
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from reconsup.fleet.slot import SPARE
 from tests.support.hosts import Host
 
 FOLDER = "reconsup-metrics-"
@@ -52,7 +51,7 @@ def look(host: Host, at: float) -> Sample | None:
                 "monitor descriptors": _descriptors(monitor),
                 "worker MiB (largest)": max(map(_resident, workers)),
                 "worker descriptors (most)": max(map(_descriptors, workers)),
-                "metrics files": len(of_seats(metrics_folder(pid), len(workers))),
+                "metrics files of a seat (most)": max(of_seats(metrics_folder(pid)).values(), default=0),
             },
         )
     return None
@@ -68,10 +67,9 @@ def metrics_folder(pid: int) -> Path:
     raise KeyError(FOLDER)
 
 
-def of_seats(folder: Path, workers: int) -> list[str]:
-    """The files of the monitor, of the spare seat and of so many workers: TTIN may have brought more seats."""
-    seats = {"monitor", *map(str, (SPARE, *range(workers)))}
-    return [each.name for each in folder.iterdir() if each.stem.rpartition("_")[2] in seats]
+def of_seats(folder: Path) -> Counter[str]:
+    """How many files each seat has: TTIN may have brought more seats, never more files to one."""
+    return Counter(each.stem.rpartition("_")[2] for each in folder.iterdir() if each.suffix == ".db")
 
 
 def table(samples: Sequence[Sample]) -> tuple[list[str], list[str]]:

@@ -170,6 +170,34 @@ def test_a_second_payment_to_a_confirmed_request_is_told_once_with_an_alarm(
     asyncio.run(run())
 
 
+@BOTH_RAILS
+def test_a_request_whose_payment_is_taken_back_is_reorged_also_where_more_came_too_late(
+    database: Database, anvil: Anvil, kind: str
+) -> None:
+    """Confirmed by the very decision that tells of a second payment, and then the chain took both back.
+
+    Seen to fail (it stayed confirmed, with nothing on the chain) when what is told of the second one passes for what
+    the request was confirmed by.
+    """
+
+    async def run() -> None:
+        async with open_shop(database, anvil, policy=replace(POLICY, confirmations=3)) as shop:
+            id_ = await getattr(shop, kind)()
+            await shop.pay(id_)
+            await shop.work()
+            await shop.mine_at(shop.row(id_)["expires_at"] + timedelta(seconds=1))
+            await shop.pay(id_, to_mine=2)
+            await shop.work()
+            assert shop.reasons(id_) == ["payment_detected", "payment_confirmed", "payment_again"]
+            await shop.chain.reorg(4)
+            await shop.work()
+            assert (shop.status(id_), shop.reasons(id_)[-1]) == ("reorged", "payment_reorged")
+            froms = ["pending", "detected", "confirmed", "confirmed"]
+            assert [entry["from_status"] for entry in shop.entries(id_)] == froms
+
+    asyncio.run(run())
+
+
 def test_an_old_proof_and_a_raised_amount_take_nothing_back(database: Database, anvil: Anvil) -> None:
     """The first payment was taken back, another one confirmed the request; then somebody raised the amount.
 
