@@ -1,8 +1,8 @@
 """10,000 signals to a supervisor, as fast as another process can send them, while its workers are killed.
 
-What a signal means must survive it: every death is noticed and every seat is taken again, the HUP after it is heard, and
-a TERM in the middle of a second storm is a drain that ends with 0. Signals of one kind that are pending together are one
-for the kernel; what is counted is what they ask for.
+What a signal means must survive it: every death is noticed and every seat is taken again, the HUP after it is heard,
+and a TERM in the middle of a second storm is a drain that ends with 0. Signals of one kind that are pending together
+are one for the kernel; what is counted is what they ask for.
 """
 
 import argparse
