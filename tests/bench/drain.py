@@ -47,10 +47,11 @@ def begin(what: str, site: Site, proxy: Proxy) -> None:
 
 
 def end(site: Site, proxy: Proxy) -> None:
-    """Let go of it, and of the rows."""
+    """Let go of it, of the rows, and of the scan lease that a killed worker may have left: the next round needs it."""
     proxy.delay_seconds = 0.0
     site.blocker.rollback()
     site.eye.execute("DELETE FROM app.payment_requests")
+    site.eye.execute("UPDATE app.chain_cursors SET scan_lease_owner = NULL, scan_lease_until = NULL")
 
 
 def drained(program: Program) -> tuple[float, float]:
