@@ -21,6 +21,7 @@ from reconsup.fleet import journal, plan, stacks
 from reconsup.fleet.notify import Facts, Notifier
 from reconsup.fleet.plan import Accept, Bury, Command, Finish, Fleet, Limits, Phase, Refuse, Send, Spawn, Terms
 from reconsup.fleet.posix import (
+    COUNTED,
     MONITOR,
     PROBE,
     Bell,
@@ -168,7 +169,10 @@ class _Supervisor:
                 for child in self._children.values():
                     child.send(number)
             case _:
+                wanted = self._fleet.wanted
                 self._happen(plan.Signalled(number))
+                if number in COUNTED and self._fleet.wanted == wanted and self._fleet.phase is not Phase.DRAINING:
+                    journal.tell_limit(self._fleet, number)
 
     def _read_settings(self) -> None:
         """All or nothing: what cannot be read, or cannot be changed, changes nothing."""
