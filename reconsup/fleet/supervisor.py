@@ -43,6 +43,8 @@ from reconsup.logs import get_logger
 LOOK_SECONDS = 5.0  # how often to look at what children say of their memory, and the monitor of the work that waits
 AWAY_SECONDS = 1.0  # later than this the loop was not just busy: somebody had stopped it
 
+_SHOWN = tuple(state for state in WorkerState if state is not WorkerState.EMPTY)  # nobody misses who is not wanted
+
 _log = get_logger()
 
 
@@ -346,7 +348,7 @@ class _Supervisor:
 
     def _tell_systemd(self) -> None:
         fleet = self._fleet
-        figures = [f"{count} {state}" for state in WorkerState if (count := fleet.count(state))]
+        figures = [f"{count} {state}" for state in _SHOWN if (count := fleet.count(state))]
         facts = Facts(
             phase=fleet.phase,
             ready=fleet.count(WorkerState.READY),
