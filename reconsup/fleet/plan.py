@@ -205,7 +205,7 @@ def _reload(fleet: Fleet, terms: Terms, now: float) -> Step:
 def _forked(fleet: Fleet, slot: Slot, pid: int, now: float, chance: float) -> Step:
     assert slot.is_live
     assert slot.pid is None
-    limits = fleet.limits
+    limits = fleet.limits_for(slot)
     seconds = limits.start_seconds if slot.number == PROBE else limits.boot_seconds
     age = limits.recycle_seconds * (1 + RECYCLE_JITTER * (2 * chance - 1)) if 0 <= slot.number < SPARE else 0.0
     slot = seat.forked(slot, pid, now, seconds, age)
@@ -229,12 +229,12 @@ def _said(fleet: Fleet, slot: Slot, event: Ready | Beat | Grown | Leaving, now: 
     limits = fleet.limits
     match event:
         case Ready() if slot.state is WorkerState.BOOTING:
-            fleet = fleet.put(seat.ready(slot, now, limits.watchdog_seconds))
+            fleet = fleet.put(seat.ready(slot, now, fleet.limits_for(slot).watchdog_seconds))
             if slot.number == SPARE and fleet.offer is not None:
                 assert slot.generation == fleet.offer.generation, "who has older ones was told to leave"
                 return turnover.accept(fleet, fleet.offer, now)
         case Beat(at=at) if slot.state is WorkerState.READY and slot.deadline is not None:
-            fleet = fleet.put(replace(slot, deadline=max(slot.deadline, at + limits.watchdog_seconds)))
+            fleet = fleet.put(replace(slot, deadline=max(slot.deadline, at + slot.watchdog_seconds)))
         case Grown(memory_bytes=size) if slot.state is WorkerState.READY and 0 <= slot.number < SPARE:
             if limits.recycle_bytes and size > limits.recycle_bytes:
                 fleet = fleet.put(seat.worn(slot))

@@ -106,6 +106,20 @@ class Seat:
         """Let the kernel end this process after so long, whatever it is doing then. For an orphan's drain."""
         end_within(seconds)
 
+    def end_if_orphaned(self, seconds: float) -> None:
+        """From now on, end within `seconds` of the supervisor's death, also if the event loop runs in circles and
+        hears of nothing. Not by a deadline that is put off again and again: one who was only stopped would miss it.
+        """
+        half = max(seconds / 2, 0.001)
+
+        def look(_: int, __: FrameType | None) -> None:
+            if self.is_orphaned():
+                end_within(half)
+
+        signal.signal(signal.SIGALRM, look)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        signal.setitimer(signal.ITIMER_REAL, half, half)
+
 
 def end_within(seconds: float) -> None:
     """Let the kernel end this process after `seconds` (SIGALRM, not caught), unless it has ended by then."""

@@ -69,7 +69,7 @@ class Text:
             before = self._seq.get(memory, record)
             length, data = self._struct.unpack_from(memory, record + self._offset)
             if before % 2 == 0 and before == self._seq.get(memory, record):
-                return str(data[:length], "utf-8") if length else None
+                return str(data[:length], "utf-8", "replace") if length else None
         return None
 
     def set(self, memory: mmap.mmap, record: int, text: str | None) -> None:

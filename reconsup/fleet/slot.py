@@ -118,6 +118,7 @@ class Slot:
     generation: int = 0  # of the settings with which it was forked
     started: float | None = None
     ready_at: float | None = None
+    watchdog_seconds: float = 0.0  # for how long it may be silent, by the settings it was forked with
     recycle_at: float | None = None
     is_worn: bool = False  # too old, or too large: to be replaced
     asked: Cause | None = None  # it was told to leave for this
@@ -166,7 +167,10 @@ def not_forked(slot: Slot, now: float, chance: float) -> Slot:
 
 def ready(slot: Slot, now: float, watchdog_seconds: float) -> Slot:
     """It does its work, and must give signs of life from now on."""
-    return replace(slot, state=WorkerState.READY, deadline=now + watchdog_seconds, ready_at=now, waits=0)
+    deadline = now + watchdog_seconds
+    return replace(
+        slot, state=WorkerState.READY, deadline=deadline, watchdog_seconds=watchdog_seconds, ready_at=now, waits=0
+    )
 
 
 def worn(slot: Slot) -> Slot:

@@ -43,6 +43,11 @@ class Fleet:
         """The limits that are in force."""
         return self.terms.limits
 
+    def limits_for(self, slot: Slot) -> Limits:
+        """The limits for who is forked into that slot: a worker that tries new settings is bound by these."""
+        is_trial = self.offer is not None and self.offer.generation == slot.generation
+        return self.offer.limits if self.offer is not None and is_trial else self.terms.limits
+
     def workers(self) -> list[Slot]:
         """The workers' slots, the spare one too."""
         return [slot for number, slot in self.slots.items() if number >= 0]

@@ -34,6 +34,7 @@ from reconsup.store.presence import Presence
 IDENTIFIER = "monitor"
 RETRY_PORT_SECONDS = 5.0
 GOODBYE_SECONDS = 0.8
+ORPHAN_SECONDS = FAREWELL_SECONDS + 2 * GOODBYE_SECONDS
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 log = logs.get_logger()
@@ -44,6 +45,7 @@ def run(seat: Seat, settings: Settings) -> int:
     limits.apply(oom_raise=limits.MONITOR_OOM_RAISE)
     logs.configure(settings.log_format, worker_id=seat.worker_id)
     metrics.open(seat.metrics_directory, IDENTIFIER)
+    seat.end_if_orphaned(ORPHAN_SECONDS)
     asyncio.run(_run(seat, settings))
     return 0
 
@@ -232,7 +234,7 @@ def _hear(seat: Seat, bell: asyncio.Event, stopping: asyncio.Event) -> None:
     def orphaned() -> None:
         loop.remove_reader(seat.lifeline_fd)
         log.error("supervisor_died")
-        seat.end_within(FAREWELL_SECONDS + 2 * GOODBYE_SECONDS)
+        seat.end_within(ORPHAN_SECONDS)
         stopping.set()
 
     loop.add_signal_handler(signal.SIGTERM, stopping.set)

@@ -51,6 +51,7 @@ def run(seat: Seat, settings: Settings) -> int:
     logs.configure(settings.log_format, worker_id=seat.worker_id)
     metrics.open(seat.metrics_directory, str(seat.slot))
     calm_collector()
+    seat.end_if_orphaned(settings.drain_seconds)
     return uvloop.run(_Worker(seat, settings).run())
 
 

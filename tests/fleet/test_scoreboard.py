@@ -126,6 +126,15 @@ def test_clearing_forgets_the_last_one_but_not_how_long_the_slot_has_been_idle()
     assert (view.ready_at, view.beat, view.last_cycle) == (None, 5.0, 6.0)
 
 
+def test_a_text_that_is_no_utf_8_does_not_raise() -> None:
+    """The supervisor reads it: nothing that a child writes may end it. Seen to fail (UnicodeDecodeError)."""
+    memory, text = mmap.mmap(-1, 256), Text(0, 120)
+    text.set(memory, 0, "aé")
+    memory[8] = 0xFF  # as two texts that meet in the middle of a letter
+
+    assert text.get(memory, 0) == "a\ufffd\ufffd"
+
+
 def test_a_text_whose_writer_was_killed_is_unknown_until_the_next_one_writes() -> None:
     """Seen to fail when `Text.get` does not look at the counter, and when `set` adds 1 to an odd one."""
     memory, text = mmap.mmap(-1, 256), Text(0, 120)

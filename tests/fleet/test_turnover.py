@@ -7,6 +7,7 @@ import pytest
 
 from reconsup.fleet.plan import (
     Accept,
+    Beat,
     Bury,
     Event,
     Exited,
@@ -172,6 +173,17 @@ def test_a_seat_that_crash_loops_with_the_new_settings_stops_the_roll_over_and_t
     assert (states(fleet), fleet.slots[1].generation, fleet.phase) == ([PARKED, READY, READY], 0, Phase.RUNNING)
     assert not fleet.is_turning()
     assert fleet.is_stalled()
+
+
+def test_each_is_judged_by_the_watchdog_and_the_boot_deadline_of_its_own_settings() -> None:
+    """Seen to fail (an old worker's deadline came with the new settings) by the limits that are in force."""
+    strict = Reload(Terms(1, 2, 2, replace(LIMITS, watchdog_seconds=5, boot_seconds=90)))
+    fleet, _ = play(running(), strict, Tick(), Forked(SPARE, 512))
+    assert fleet.slots[SPARE].deadline == NOW + 90
+    fleet, _ = play(fleet, Ready(SPARE, 512), Beat(1, 101, NOW), Beat(SPARE, 512, NOW))
+
+    assert fleet.terms.generation == 1
+    assert [fleet.slots[n].deadline for n in (1, SPARE)] == [NOW + LIMITS.watchdog_seconds, NOW + 5]
 
 
 def test_new_settings_are_another_chance_for_who_was_given_up() -> None:

@@ -1,15 +1,19 @@
 """One process of the real program hangs, in each way it can: it is killed, says where it was, and work goes on."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.story.conftest import Town
+from tests.story.test_stopping import alive, family
 from tests.support import plants
 from tests.support.program import Program, wait_for
 
 pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.planted]
 
+ORPHAN_SECONDS = 8.0
 LIMITS = {
     "RECONSUP_WATCHDOG_SECONDS": "3",
     "RECONSUP_BOOT_SECONDS": "3",
@@ -27,7 +31,7 @@ LIMITS = {
         ("busy", "process_hangs", "hang", "SIGABRT", "run_in_circles"),
         ("stopped", "process_hangs", "hang", "SIGKILL", ""),
         ("busy-monitor", "process_hangs", "hang", "SIGABRT", "run_in_circles"),
-        ("monitor", "process_hangs", "hang", "SIGABRT", "select"),
+        ("monitor", "process_hangs", "hang", "SIGABRT", "asyncio"),
     ],
 )
 def test_a_process_that_hangs_is_killed_and_replaced(
@@ -53,3 +57,22 @@ def test_a_process_that_hangs_is_killed_and_replaced(
             assert told["loop"] in stuck
         assert program.stop() == 0
     assert town.leases() == []
+
+
+@pytest.mark.parametrize("plant", ["busy", "busy-monitor"])
+def test_who_is_in_a_busy_loop_does_not_outlive_a_killed_supervisor(town: Town, tmp_path: Path, plant: str) -> None:
+    """Nobody is left to kill it, and its event loop hears nothing. Seen to fail without `end_if_orphaned`."""
+    sprung = tmp_path / "sprung"
+    code = plants.code(plant, sprung)
+    with Program(
+        town.database.url, town.rpc_urls, folder=town.folder, workers=1, code=code, RECONSUP_DRAIN_SECONDS="2"
+    ) as program:
+        wait_for("it is busy", sprung.exists)
+        pids = family(program.process.pid)
+        program.process.kill()
+        program.process.wait()
+        try:
+            wait_for("nobody is left", lambda: not any(alive(pid) for pid in pids), ORPHAN_SECONDS)
+        finally:
+            for pid in filter(alive, pids):
+                os.kill(pid, signal.SIGKILL)
