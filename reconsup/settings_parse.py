@@ -191,7 +191,9 @@ def _mapping(text: str, adapter: TypeAdapter[dict[str, Any]], allowed: str) -> d
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise Refused(f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
+        raise Refused(
+            f"is not JSON: {error.msg.removesuffix(' at')} at line {error.lineno} column {error.colno}"
+        ) from None
     except RecursionError:
         raise Refused("is not JSON that a setting can hold") from None
     if not isinstance(value, dict):

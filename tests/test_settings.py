@@ -238,6 +238,11 @@ def test_every_setting_has_a_case_both_ways() -> None:
     assert names == {name for name, _ in REFUSED}
 
 
+def test_json_that_was_cut_off_is_told_in_whole_words() -> None:
+    (told,) = refused({URLS: '{"local'}).values()
+    assert "is not JSON: Unterminated string starting at line 1 column 2" in told
+
+
 def test_a_missing_database_url_has_its_own_code() -> None:
     with pytest.raises(ConfigErrors) as caught:
         load({"DATABASE_URL": "  "}, {})

@@ -4,9 +4,11 @@ import signal
 
 from reconsup.fleet.events import Bury, Send
 from reconsup.fleet.scoreboard import Scoreboard
-from reconsup.fleet.slot import Cause, Slot, WorkerState
-from reconsup.fleet.state import Fleet
+from reconsup.fleet.slot import EXIT_GAVE_UP, SPARE, Cause, Slot, WorkerState
+from reconsup.fleet.state import Fleet, Phase
 from reconsup.logs import get_logger
+
+PAUSE_SECONDS_MIN = 0.005  # a shorter one is none
 
 _log = get_logger()
 
@@ -23,7 +25,9 @@ def tell_sent(board: Scoreboard, send: Send, now: float) -> None:
     worker_id = board.worker_id(send.slot)
     if send.number is signal.SIGTERM:
         if send.cause is not None:
-            _log.info("process_asked_to_leave", worker_id=worker_id, pid=send.pid, why=_LEAVES.get(send.cause))
+            # it stood in for others, whatever they were replaced for
+            why = "the spare seat is to be free" if send.slot == SPARE else _LEAVES.get(send.cause)
+            _log.info("process_asked_to_leave", worker_id=worker_id, pid=send.pid, why=why)
         return
     if send.number is signal.SIGKILL or send.cause not in _KILLS:
         _log.warning("killed", worker_id=worker_id, pid=send.pid, cause=send.cause)
@@ -49,7 +53,10 @@ def tell_left(
     told: dict[str, object] = {"exit_code": bury.code} if bury.code >= 0 else {"signal": _name(-bury.code)}
     if stacks is not None:
         told["stacks"] = stacks
-    (_log.info if is_expected else _log.warning)(
+    is_parked = slot.state is WorkerState.PARKED
+    if is_parked:
+        told["todo"] = "see why it died, here and before; put that right and send HUP: it gets another chance"
+    (_log.error if is_parked else _log.info if is_expected else _log.warning)(
         "process_left",
         worker_id=board.worker_id(bury.slot),
         pid=bury.pid,
@@ -85,6 +92,12 @@ def tell_fleet(before: Fleet, after: Fleet) -> str | None:
     """The fleet as a whole has changed. What becomes of new settings, in one word, if that has changed."""
     if before.phase is not after.phase:
         _log.info("phase", phase=after.phase)
+        if after.phase is Phase.DRAINING and after.exit_code == EXIT_GAVE_UP:
+            _log.error(
+                "gave_up",
+                exit_code=after.exit_code,
+                todo="nobody is left to work: see why they died (process_crashed, process_left), then start again",
+            )
     if before.wanted != after.wanted:
         _log.info("workers_wanted", workers=after.wanted, before=before.wanted)
     if not before.is_turning() or after.is_turning() or after.phase is not before.phase:
@@ -102,6 +115,16 @@ def tell_fleet(before: Fleet, after: Fleet) -> str | None:
     return "stalled"
 
 
+def tell_limit(fleet: Fleet, number: signal.Signals) -> None:
+    """One worker more, or one fewer, was asked for, and there may be none."""
+    wish = "more" if number is signal.SIGTTIN else "fewer"
+    _log.warning(
+        "workers_limit_reached",
+        workers=fleet.wanted,
+        todo=f"RECONSUP_WORKERS allows no {wish}: change it and send HUP",
+    )
+
+
 def _name(number: int) -> str:
     try:
         return signal.Signals(number).name
@@ -115,4 +138,5 @@ def _next(slot: Slot, now: float) -> str:
         return "parked: it is not started again"
     if slot.deadline is None:
         return "stays empty"
-    return f"starts again in {max(slot.deadline - now, 0):.2f} s"
+    pause = slot.deadline - now
+    return f"starts again in {pause:.2f} s" if pause >= PAUSE_SECONDS_MIN else "starts again at once"

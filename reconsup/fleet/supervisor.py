@@ -21,6 +21,7 @@ from reconsup.fleet import journal, plan, stacks
 from reconsup.fleet.notify import Facts, Notifier
 from reconsup.fleet.plan import Accept, Bury, Command, Finish, Fleet, Limits, Phase, Refuse, Send, Spawn, Terms
 from reconsup.fleet.posix import (
+    COUNTED,
     MONITOR,
     PROBE,
     Bell,
@@ -41,6 +42,8 @@ from reconsup.logs import get_logger
 
 LOOK_SECONDS = 5.0  # how often to look at what children say of their memory, and the monitor of the work that waits
 AWAY_SECONDS = 1.0  # later than this the loop was not just busy: somebody had stopped it
+
+_SHOWN = tuple(state for state in WorkerState if state is not WorkerState.EMPTY)  # nobody misses who is not wanted
 
 _log = get_logger()
 
@@ -168,7 +171,10 @@ class _Supervisor:
                 for child in self._children.values():
                     child.send(number)
             case _:
+                wanted = self._fleet.wanted
                 self._happen(plan.Signalled(number))
+                if number in COUNTED and self._fleet.wanted == wanted and self._fleet.phase is not Phase.DRAINING:
+                    journal.tell_limit(self._fleet, number)
 
     def _read_settings(self) -> None:
         """All or nothing: what cannot be read, or cannot be changed, changes nothing."""
@@ -342,7 +348,7 @@ class _Supervisor:
 
     def _tell_systemd(self) -> None:
         fleet = self._fleet
-        figures = [f"{count} {state}" for state in WorkerState if (count := fleet.count(state))]
+        figures = [f"{count} {state}" for state in _SHOWN if (count := fleet.count(state))]
         facts = Facts(
             phase=fleet.phase,
             ready=fleet.count(WorkerState.READY),

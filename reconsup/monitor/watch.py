@@ -18,13 +18,14 @@ from reconsup.monitor.status import Known
 from reconsup.payments.request import Network
 from reconsup.store import backlog
 from reconsup.store.database import Database
-from reconsup.store.errors import StoreUnavailable
+from reconsup.store.errors import SchemaBehind, StoreUnavailable
 
 POLL_SECONDS_MAX = 5.0
 RETRY_SECONDS = 1.0
 CENSUS_SHARE = 50  # a census that took a second is made every 50 s
 CENSUS_PAUSE_SECONDS_MAX = 3600.0
 FRESH_POLLS = 3
+WAITING = "status and metrics"
 LEAVE_SECONDS = 0.5  # nobody waits for it
 WAIT_SECONDS = 15.0  # for the Database: a third of it bounds a statement
 
@@ -70,6 +71,7 @@ class Watch:
         self._census_failures = 0
         self._rival: int | None = None
         self._has_announced = False
+        self._is_lost = False
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -109,12 +111,19 @@ class Watch:
         return self._seconds
 
     def _fail(self, error: Exception) -> None:
-        if self._known.problem is None:
-            log.warning("database_away", waiting="status and metrics", error=str(error))
+        if not self._is_lost and isinstance(error, SchemaBehind):
+            todo = "run `reconsup migrate`: then status and metrics are known again by themselves"
+            log.error("schema_behind", waiting=WAITING, error=str(error), todo=todo)
+        elif not self._is_lost:
+            log.warning("database_away", waiting=WAITING, error=str(error))
+        self._is_lost = True
         self._known.problem = redact.text(str(error))
 
     def _succeed(self, reading: backlog.Backlog, rival: int | None) -> None:
         self._known.backlog, self._known.backlog_at = reading, time.monotonic()
+        if self._is_lost:
+            log.info("database_back", waited=WAITING)
+        self._is_lost = False
         self._known.problem = None
         if not self._has_announced:
             rival = None  # the row may be of whoever ran here before us; one who lives writes it again

@@ -94,7 +94,7 @@ def problems(told: Told) -> list[Line]:
     patience = (supervisor.get("watchdog_seconds") or 2 * SILENT_SECONDS) / 2
     for worker in told["workers"]:
         if worker["state"] == "parked":
-            found.append(bad(f"slot {_seat(worker)} is parked: it died too often and is not started again"))
+            found.append(bad(f"slot {_seat(worker)} is parked: it died too often; HUP gives it another chance"))
         elif _is_silent(worker, patience):
             loop = f" from its loop {worker['loop']}" if worker.get("loop") else ""
             found.append(bad(f"slot {_seat(worker)}: no sign of life{loop} for {span(worker['beat_seconds_ago'])}"))

@@ -23,7 +23,7 @@ from reconsup.monitor import metrics
 from reconsup.payments.request import Network
 from reconsup.store import refusals, spans
 from reconsup.store.database import Database
-from reconsup.store.errors import StoreRejected, StoreUnavailable
+from reconsup.store.errors import SchemaBehind, StoreRejected, StoreUnavailable
 from reconsup.store.spans import Span
 from reconsup.worker import journal
 from reconsup.worker.pause import Pause
@@ -207,9 +207,7 @@ class SpanReader:
                 "span_failed",
                 error=str(error),
                 kind=type(error).__name__,
-                todo="nothing: it goes on when PostgreSQL answers"
-                if isinstance(error, StoreUnavailable)
-                else "nothing if it passes; else give the network an endpoint that has its old blocks with receipts",
+                todo=_todo(error),
             )
         if isinstance(error, StoreUnavailable):
             self._is_away = True
@@ -223,3 +221,11 @@ class SpanReader:
                 self._log.info("span_lease_left_to_end")
         after = error.retry_after_seconds if isinstance(error, ChainUnavailable) else None
         return max(seconds, after or 0.0)
+
+
+def _todo(error: Exception) -> str:
+    if isinstance(error, SchemaBehind):
+        return "run `reconsup migrate`: then it goes on by itself"
+    if isinstance(error, StoreUnavailable):
+        return "nothing: it goes on when PostgreSQL answers"
+    return "nothing if it passes; else give the network an endpoint that has its old blocks with receipts"

@@ -108,11 +108,17 @@ def test_all_parked_gives_up_with_70(tmp_path: Path) -> None:
         # it may be told before it can listen
         assert stage.logged("process_left")[-1]["worker_id"] == "toy-monitor"
         assert stage.logged("process_left")[-1]["cause"] == "clean"
+        (told,) = stage.logged("gave_up")
+        assert told["exit_code"] == 70
+        assert "start again" in told["todo"]
 
 
 def test_a_crash_loop_is_parked_and_the_others_go_on(tmp_path: Path) -> None:
     with on_stage(tmp_path, Play(workers=2, worker=["raise", "idle"])) as stage:
-        stage.until_logged("process_left", worker_id="toy-0", next="parked: it is not started again")
+        (parked,) = stage.until_logged("process_left", worker_id="toy-0", next="parked: it is not started again")
+        assert parked["level"] == "error"
+        assert "send HUP" in parked["todo"]
+        assert stage.logged("process_left", worker_id="toy-0")[0]["next"] == "starts again at once"
         assert stage.supervisor.poll() is None
         assert len(stage.told("born", slot=0)) == 6
         assert len(stage.told("born", slot=1)) == 1

@@ -69,6 +69,20 @@ def test_the_watchdog_is_not_told_that_all_is_well_when_no_worker_is(tmp_path: P
         assert len(manager.told("WATCHDOG")) == told
 
 
+def test_after_new_settings_the_spare_seat_is_not_shown_as_one_that_is_missing(tmp_path: Path) -> None:
+    with NotifyServer() as manager, on_stage(tmp_path, Play(workers=1), **manager.environment) as stage:
+        stage.until_ready(1)
+        stage.hup(Play(workers=1, name="second"))
+        stage.until_logged("process_left", worker_id="toy-spare")
+        manager.wait("READY", count=2)
+        stage.send(TERM)
+        assert stage.end() == 0
+
+    said = [each.fields["STATUS"] for each in manager.told("STATUS")]
+    assert any("ready" in each for each in said)
+    assert [each for each in said if "empty" in each] == []
+
+
 def test_a_drain_asks_for_its_time_and_not_for_more(tmp_path: Path) -> None:
     play = Play(workers=1, worker="stubborn", limits={"drain_seconds": 2.5})
     with NotifyServer() as manager, on_stage(tmp_path, play, **manager.environment) as stage:

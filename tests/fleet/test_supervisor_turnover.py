@@ -138,6 +138,20 @@ def test_ttin_and_ttou_one_worker_more_and_fewer(tmp_path: Path) -> None:
         assert sorted(each["slot"] for each in stage.told("draining"))[:4] == [-1, 0, 1, 2]
 
 
+def test_who_asks_for_fewer_than_may_be_is_told_why_nothing_happens(tmp_path: Path) -> None:
+    with on_stage(tmp_path, Play(workers=1)) as stage:
+        stage.until_ready(1)
+        stage.send(TTOU)
+        (told,) = stage.until_logged("workers_limit_reached")
+        stage.send(TTIN)
+        stage.until_logged("workers_wanted", workers=2)
+        stop(stage)
+
+        assert told["workers"] == 1
+        assert told["todo"] == "RECONSUP_WORKERS allows no fewer: change it and send HUP"
+        assert len(stage.logged("workers_limit_reached")) == 1
+
+
 # hangs
 
 

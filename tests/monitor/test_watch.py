@@ -15,7 +15,7 @@ from reconsup.monitor import watch
 from reconsup.monitor.status import Known
 from reconsup.monitor.watch import Watch
 from reconsup.payments.request import Network
-from reconsup.store import backlog
+from reconsup.store import backlog, migrate
 from reconsup.store.backlog import Host
 from reconsup.store.database import Database
 from tests.monitor.test_backlog import insert_cursor
@@ -63,13 +63,28 @@ def test_an_outage_is_told_at_once_and_without_secrets(database: Fresh) -> None:
     assert "s3cr3t" not in known.problem
 
 
-def test_a_schema_that_is_behind_is_told(empty_database: Fresh) -> None:
+def test_a_schema_that_is_behind_is_told_as_such_once_and_also_that_it_is_there_again(
+    empty_database: Fresh,
+) -> None:
     known = Known(("local",), 20)
 
-    look(empty_database.url, known, once)
+    async def work(each: Watch) -> None:
+        await each.look()
+        await each.look()
+        assert known.problem is not None
+        assert "reconsup migrate" in known.problem
+        await asyncio.to_thread(migrate.upgrade, empty_database.url, say=lambda _: None)
+        await each.look()
+        await each.look()
 
-    assert known.problem is not None
-    assert "reconsup migrate" in known.problem
+    with capture_logs() as logs:
+        look(empty_database.url, known, work)
+
+    assert known.problem is None
+    assert [each["event"] for each in logs if "database" in each["event"] or "schema" in each["event"]] == [
+        "schema_behind",
+        "database_back",
+    ]
 
 
 def test_a_restart_is_not_taken_for_another_supervisor_and_one_that_lives_is(database: Fresh) -> None:

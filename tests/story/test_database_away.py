@@ -60,7 +60,7 @@ def left(scene: Scene) -> int:
 def test_it_is_away_for_a_while_and_everybody_is_at_work_again_in_two_seconds(scene: Scene) -> None:
     """Shut down, and frozen; the pages answer meanwhile, the dead are replaced and then buried.
 
-    Seen to fail (20 s after a silence) without the one who asks beside what hangs.
+    Seen to fail (too many attempts to connect) without the one who asks beside what hangs.
     """
     before = left(scene)
     with stopped(scene):
@@ -118,11 +118,11 @@ def test_while_it_is_frozen_the_pages_answer_the_dead_are_replaced_and_then_buri
 def test_a_schema_that_is_gone_is_one_alarm_and_is_waited_for(scene: Scene) -> None:
     """Nobody is forked anew, next to nothing is sent, and `reconsup migrate` is all that it takes.
 
-    Seen to fail (a fork a second for each worker) when a worker leaves because of it.
+    Seen to fail (with a traceback in the log) when a worker leaves because of it.
     """
     program, database = scene.program, scene.phoenix.database
     before, forks = left(scene), len(program.events("process_forked"))
-    database.execute("DROP SCHEMA app CASCADE")
+    drop_schema(scene)
     wait_for("every worker says so", lambda: len(program.events("schema_behind")) >= WORKERS)
     wait_for("it is not ready", lambda: program.get("/readyz")[0] == 503)
     attempts = _attempts_a_second(scene, 3.0)
@@ -136,11 +136,22 @@ def test_a_schema_that_is_gone_is_one_alarm_and_is_waited_for(scene: Scene) -> N
     wait_for("a cursor is born", lambda: database.fetch("SELECT 1 FROM app.chain_cursors"), 10)
     print(f"at work {time.monotonic() - returned_at:.2f} s after the migration")
     assert time.monotonic() - returned_at <= RECOVERY_SECONDS + BUSY_SECONDS
-    (one, *_), told = program.events("schema_behind"), program.events("schema_behind")
-    assert "reconsup migrate" in one["todo"]
-    assert len(told) == WORKERS
+    told = program.events("schema_behind")
+    assert all("reconsup migrate" in each["todo"] for each in told)
+    ids = [each["worker_id"] for each in told]
+    assert len(set(ids)) == len(ids) >= WORKERS, "each process says it once"
     assert len(program.events("process_forked")) == forks
     assert left(scene) == before, "no worker was restarted, so no restart was spent"
+
+
+def drop_schema(scene: Scene) -> None:
+    """Again where it met a worker's statement in a deadlock, as somebody who does it by hand would."""
+    while True:
+        try:
+            scene.phoenix.database.execute("DROP SCHEMA app CASCADE")
+        except psycopg.errors.DeadlockDetected:
+            continue
+        return
 
 
 def _attempts_a_second(scene: Scene, seconds: float) -> float:

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from reconsup.demo.anvil import Anvil
-from reconsup.store.errors import StoreUnavailable
+from reconsup.store.errors import SchemaBehind, StoreUnavailable
 from tests.support.desk import Desk, Shop, open_shop
 from tests.support.postgres import Database
 from tests.support.proxy import Answers, Proxy, change, proxy_before
@@ -263,8 +263,15 @@ def test_an_endpoint_without_old_blocks_goes_on_being_scanned_while_another_one_
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("problem", "todo"),
+    [
+        (StoreUnavailable("PostgreSQL does not answer"), "nothing: it goes on when PostgreSQL answers"),
+        (SchemaBehind("a column does not exist"), "run `reconsup migrate`: then it goes on by itself"),
+    ],
+)
 def test_an_operator_whose_database_is_away_is_not_sent_to_look_for_another_endpoint(
-    database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch
+    database: Database, anvil: Anvil, monkeypatch: pytest.MonkeyPatch, problem: StoreUnavailable, todo: str
 ) -> None:
     """Seen to fail ("give the network an endpoint that has its old blocks") when all failures say the same."""
 
@@ -275,10 +282,10 @@ def test_an_operator_whose_database_is_away_is_not_sent_to_look_for_another_endp
             with capture_logs() as logs:
                 assert await shop.desk.reader.turn() == 1.0
             (told,) = [each for each in logs if each["event"] == "span_failed"]
-            assert told["todo"] == "nothing: it goes on when PostgreSQL answers"
+            assert told["todo"] == todo
 
     async def away() -> float:
-        raise StoreUnavailable("PostgreSQL does not answer")
+        raise problem
 
     asyncio.run(run())
 
