@@ -93,7 +93,8 @@ class Janitor:
             async with asyncio.timeout(FAREWELL_SECONDS):
                 while self._seat.scoreboard.dead():
                     pause = await self.work()
-                    await asyncio.sleep(min(pause, RETRY_SECONDS_MIN))
+                    if self._seat.scoreboard.dead():  # else nothing is waited for: a drain has a deadline
+                        await asyncio.sleep(min(pause, RETRY_SECONDS_MIN))
         left = [death.worker_id for death in self._seat.scoreboard.dead()]
         if left:
             log.warning("leases_left", workers=left, todo="nothing: the leases' end frees them")

@@ -236,6 +236,24 @@ def test_its_farewell_buries_who_is_left_and_ends_in_time_without_a_database(
     assert owners(database) == [None, None, None]
 
 
+def test_its_farewell_is_over_as_soon_as_all_are_buried(database: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain waits for it. Seen to fail (it slept) with a pause after the last burial."""
+    monkeypatch.setattr(janitor, "LOOK_SECONDS", 60.0)
+    monkeypatch.setattr(janitor, "RETRY_SECONDS_MIN", 60.0)
+    seat, ends = new_seat(), []
+    leased(database, f"host-0#{DEAD}")
+    die(seat, 0)
+
+    async def farewell(keeper: Janitor) -> None:
+        async with asyncio.timeout(30) as patience:
+            await keeper.farewell()
+        ends.append(patience.expired())
+
+    monkeypatch.setattr(janitor, "FAREWELL_SECONDS", 3600.0)
+    with_janitor(seat, database.url, farewell)
+    assert (owners(database), ends) == ([None], [False])
+
+
 def test_the_sweep_makes_forgotten_rows_of_served_networks_due(database: Fresh) -> None:
     seat = new_seat()
     forgotten: dict[str, Any] = {"next_reconcile_at": None}
