@@ -54,8 +54,8 @@ def deaths_in_a_storm(program: Program, mark: str) -> dict[str, Any]:
     program.process.send_signal(signal.SIGHUP)
     wait_for("the last HUP was heard", lambda: len(program.events("reload_done")) > reloads, LAST_SECONDS)
     wait_for("all seats are taken", lambda: ready(program) == WORKERS, LAST_SECONDS)
-    told = {each["pid"] for each in program.events("process_left")}
     found = wait_for("all are ready by the log, too", lambda: all_filled(program, mark))
+    told = {each["pid"] for each in program.events("process_left")}
     filled = sorted(seat.until - seat.emptied_at for seat in found if seat.is_filled)
     return {
         "signals a second": round(SIGNALS / seconds),
