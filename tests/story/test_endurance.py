@@ -14,7 +14,7 @@ from tests.support.havoc import Plan, Run
 from tests.support.hosts import Host, marked
 from tests.support.program import wait_for
 
-pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.direct]
+pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.direct, pytest.mark.planted]
 
 SEED = "RECONSUP_TEST_SEED"
 SHORT = Plan(
