@@ -53,6 +53,14 @@ bench: $(RIVALS) $(ANVIL) ## measure everything: tables, and dist/bench.json (PA
 
 binary: dist/reconsup ## one file for Linux machines without Python: dist/reconsup
 
+.PHONY: service-up
+service-up: ## PostgreSQL, reconsup, Prometheus, Grafana in containers (SERVICE_RECONCILER_REPLICAS=2 SERVICE_RECONCILER_WORKERS=4 …)
+	@$(PYTHON) packaging/compose/service.py up
+
+.PHONY: service-down
+service-down: ## stop these, each supervisor after its drain; the data stays (SERVICE_KEEP_DATA=0 removes it)
+	@$(PYTHON) packaging/compose/service.py down
+
 format: $(READY) ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
