@@ -9,6 +9,7 @@ RIVALS := $(VENV)/.rivals
 ANVIL_PACKAGE := @foundry-rs/anvil@1.7.1
 PGBOUNCER := $(VENV)/.pgbouncer
 PROMTOOL := $(VENV)/.promtool
+COMPOSE := $(VENV)/.docker-compose
 POSTGRES_15 := $(VENV)/postgres-15
 PACKER := $(VENV)/packer
 # Half of the tests wait for something most of the time: three for two cores.
@@ -24,7 +25,7 @@ help: ## this list
 demo: $(READY) $(ANVIL) ## real payments on a local chain move real rows, while a worker is killed
 	@$(BIN)/reconsup demo
 
-test: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) ## all tests that take less than five minutes together
+test: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(COMPOSE) ## all tests that take less than five minutes together
 	$(PYTEST) -m "not long"
 
 test-15: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(POSTGRES_15) ## those that touch PostgreSQL, on PostgreSQL 15
@@ -38,11 +39,11 @@ test-launch: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) dist/reconsup ## the sto
 	  RECONSUP_TEST_PROGRAM=$$each $(PYTEST) -m "service and story and not long and not planted" tests/story || exit 1; \
 	done
 
-test-all: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(POSTGRES_15) dist/reconsup ## all of these, and the long ones
+test-all: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(COMPOSE) $(POSTGRES_15) dist/reconsup ## all of these, and the long ones
 	$(PYTEST)
 	$(MAKE) test-15 test-pooler test-launch
 
-check: $(READY) $(PROMTOOL) ## format, lint, types, the walls of the house, fast tests: before each commit
+check: $(READY) $(PROMTOOL) $(COMPOSE) ## format, lint, types, the walls of the house, fast tests: before each commit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -105,6 +106,10 @@ $(PGBOUNCER): | $(READY)
 
 $(PROMTOOL): | $(READY)
 	@$(BIN)/python -m tests.support.tools promtool
+	@touch $@
+
+$(COMPOSE): | $(READY)
+	@$(BIN)/python -m tests.support.tools docker-compose
 	@touch $@
 
 $(POSTGRES_15): | $(READY)

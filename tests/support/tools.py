@@ -1,8 +1,8 @@
 """Other people's programs that tests run against: found on this machine, or fetched into .venv without root.
 
-`python -m tests.support.tools postgres-15` (or `pgbouncer`, `promtool`) is what make calls. It ends with 1 and one
-sentence that says what to install where it can do neither. Tests only look. RECONSUP_TEST_TOOLS: another folder than
-.venv for promtool.
+`python -m tests.support.tools postgres-15` (or `pgbouncer`, `promtool`, `docker-compose`) is what make calls. It ends
+with 1 and one sentence that says what to install where it can do neither. Tests only look. RECONSUP_TEST_TOOLS: another
+folder than .venv for promtool and docker-compose.
 """
 
 import json
@@ -21,6 +21,9 @@ POSTGRES_15_DEBIAN = Path("/usr/lib/postgresql/15/bin")
 POSTGRES_15_VERSION = "15.18.0-beta.17"
 PGBOUNCER = VENV / "pgbouncer"  # Debian packages, unpacked
 PROMTOOL = Path(os.environ.get("RECONSUP_TEST_TOOLS", VENV)) / "promtool"  # out of Debian's package
+COMPOSE = Path(os.environ.get("RECONSUP_TEST_TOOLS", VENV)) / "docker-compose"  # Debian packages, unpacked
+LIBRARIES = r"lib[\w.+-]+"
+PYTHON_PACKAGES = r"python3-[\w.+-]+"
 
 
 class Missing(Exception):
@@ -67,7 +70,7 @@ def fetch_promtool() -> None:
         path = promtool()
     except Missing:
         with tempfile.TemporaryDirectory() as folder:
-            _unpack_debian("prometheus", Path(folder), with_libraries=False)  # it is written in Go
+            _unpack_debian("prometheus", Path(folder), beside=None)  # it is written in Go
             PROMTOOL.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(Path(folder) / "usr/bin/promtool", PROMTOOL)
         path = promtool()
@@ -77,22 +80,56 @@ def fetch_promtool() -> None:
     print(f"{said.stdout.splitlines()[0]}: {path}")
 
 
-def _unpack_debian(package: str, target: Path, *, with_libraries: bool = True) -> None:
-    """Unpack a package and the libraries it names, beside the system: nothing is installed."""
+def docker_compose() -> tuple[Sequence[str | Path], Mapping[str, str]]:
+    """The words that call a compose that can judge a file without an engine, and the environment that it needs."""
+    if found := shutil.which("docker-compose"):
+        return [found], {}
+    if shutil.which("docker") and _runs(["docker", "compose", "version"]):
+        return ["docker", "compose"], {}
+    fetched = COMPOSE / "usr/bin/docker-compose"
+    if not fetched.exists():
+        raise Missing("docker-compose is not here: run `make test`, which fetches it, or install it")
+    if fetched.read_bytes()[:2] != b"#!":  # newer ones are written in Go
+        return [fetched], {}
+    python = Path("/usr/bin/python3")  # the one that Debian's packages are made for
+    packages = COMPOSE / "usr/lib/python3/dist-packages"
+    return [python if python.exists() else sys.executable, "-m", "compose"], {"PYTHONPATH": str(packages)}
+
+
+def fetch_docker_compose() -> None:
+    """From the PATH, or as docker's plug-in, else out of Debian's packages."""
+    try:
+        command, environment = docker_compose()
+    except Missing:
+        _unpack_debian("docker-compose", COMPOSE, beside=PYTHON_PACKAGES)
+        command, environment = docker_compose()
+    said = subprocess.run([*command, "version"], env={**os.environ, **environment}, capture_output=True, text=True)
+    if said.returncode != 0:
+        raise Missing(f"docker-compose does not run here ({said.stderr.strip()[-300:]}): install the package")
+    print(f"{said.stdout.splitlines()[0]}: {' '.join(map(str, command))}")
+
+
+def _runs(command: Sequence[str]) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _unpack_debian(package: str, target: Path, *, beside: str | None = LIBRARIES) -> None:
+    """Unpack a package, and those it needs whose names are like `beside`, next to the system: nothing is installed."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise Missing(
             f"{package} is needed and this machine has no apt to fetch it with: install the package {package}"
         )
-    if not _names(package) and os.geteuid() == 0:
+    if not _names(package, beside) and os.geteuid() == 0:
         subprocess.run(["apt-get", "update", "-qq"], check=False)  # a fresh container has no lists yet
-    names = _names(package)
+    names = _names(package, beside)
     if not names:
         raise Missing(f"apt knows no package {package}: run `apt-get update` as root, or install the package {package}")
     with tempfile.TemporaryDirectory() as folder:
-        for name in (
-            names if with_libraries else [package]
-        ):  # one by one: of a library that is called otherwise here, the system's own will do
-            subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, capture_output=True, check=False)
+        # one by one if not all at once: of one that is called otherwise here, the system's own will do
+        download = ["apt-get", "download", "-qq"]
+        if subprocess.run([*download, *names], cwd=folder, capture_output=True, check=False).returncode != 0:
+            for name in names:
+                subprocess.run([*download, name], cwd=folder, capture_output=True, check=False)
         archives = sorted(Path(folder).glob("*.deb"))
         if not any(archive.name.startswith(f"{package}_") for archive in archives):
             raise Missing(f"apt could not download {package}: install the package {package}")
@@ -100,11 +137,17 @@ def _unpack_debian(package: str, target: Path, *, with_libraries: bool = True) -
             subprocess.run(["dpkg", "-x", archive, target], check=True)
 
 
-def _names(package: str) -> list[str]:
-    """A package and the libraries that it depends on; nothing if apt does not know it."""
-    said = subprocess.run(["apt-cache", "depends", package], capture_output=True, text=True, check=False).stdout
-    libraries = re.findall(r"^ *\|?Depends: (lib[\w.+-]+)$", said, re.MULTILINE)
-    return [package, *(name for name in libraries if name != "libc6")] if libraries else []
+def _names(package: str, beside: str | None) -> list[str]:
+    """A package and those it depends on that are like `beside`; nothing if apt does not know it.
+
+    Of Python packages also what they need in turn; a library's own libraries are the system's.
+    """
+    needs = ["--no-recommends", "--no-suggests", "--no-breaks", "--no-replaces", "--no-enhances", "--no-conflicts"]
+    turns = ["--recurse"] if beside == PYTHON_PACKAGES else []
+    command = ["apt-cache", "depends", *needs, *turns, package]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    found = re.findall(rf"^ *\|?Depends: ({beside})$", said, re.MULTILINE) if beside else []
+    return [package, *sorted({name for name in found if name != "libc6"})] if said else []
 
 
 def fetch_postgres_15() -> None:
@@ -140,6 +183,7 @@ def _unpack_npm(folder: Path) -> Path:
 
 
 TOOLS: Mapping[str, Callable[[], None]] = {
+    "docker-compose": fetch_docker_compose,
     "pgbouncer": fetch_pgbouncer,
     "postgres-15": fetch_postgres_15,
     "promtool": fetch_promtool,
