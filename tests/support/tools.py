@@ -133,6 +133,7 @@ def _unpack_debian(package: str, target: Path, *, beside: str | None = LIBRARIES
         archives = sorted(Path(folder).glob("*.deb"))
         if not any(archive.name.startswith(f"{package}_") for archive in archives):
             raise Missing(f"apt could not download {package}: install the package {package}")
+        target.parent.mkdir(parents=True, exist_ok=True)
         for archive in archives:
             subprocess.run(["dpkg", "-x", archive, target], check=True)
 
