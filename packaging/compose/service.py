@@ -224,7 +224,9 @@ def _host(program: str, environment: Mapping[str, str]) -> Mapping[str, str] | N
         return {}
     socket = _said([program, "info", "--format", "{{.Host.RemoteSocket.Path}}"], environment).stdout.strip()
     socket = socket.removeprefix("unix://")
-    return {"DOCKER_HOST": f"unix://{socket}"} if socket and Path(socket).exists() else None
+    if not (socket and Path(socket).exists()):
+        return None
+    return {"DOCKER_HOST": f"unix://{socket}", "COMPOSE_DOCKER_CLI_BUILD": "0"}  # there is no docker to build with
 
 
 def wait_for_page(name: str, url: str, deadline: float) -> None:
