@@ -28,6 +28,7 @@ _ORDER = ("pending", "detected", "confirmed", "reorged", "expired", "failed")
 _CLASSES = {Style.BAD: "bad", Style.WARN: "warn", Style.GOOD: "good", Style.DIM: "dim", Style.BOLD: "bold"}
 _STATUSES = {"confirmed": "good", "detected": "info", "reorged": "bad", "expired": "warn", "failed": "bad"}
 _ICONS = {"good": "#2e7d4f", "warn": "#b26a00", "bad": "#c62828"}
+_LONG = 16  # letters of name and value: on a narrow screen it has a line of its own
 _DECIMALS_MAX = 77
 _DIGITS_MAX = 100  # of an amount that is written out
 
@@ -47,8 +48,8 @@ def look(told: Told, recent: Told) -> Look:
     problems = host.problems(told)
     is_bad = any(problem[0].style is Style.BAD for problem in problems)
     state = "bad" if is_bad else "warn" if problems else "good"
-    count = sum(problem[0].text.strip() == "!" for problem in problems)
-    words = f"{count} wrong" if is_bad else f"{count} to look at" if problems else "ok"
+    count = sum(problem[0].style is (Style.BAD if is_bad else Style.WARN) for problem in problems)
+    words = f"{count} {'wrong' if is_bad else 'to look at'}" if problems else "ok"
     name = str(told["supervisor"].get("base") or "reconsup")
     sections = (
         _head(told, name),
@@ -127,7 +128,8 @@ def _verdict(problems: Sequence[Sequence[Piece]]) -> Html:
             items.append(tag("li", sign, tag("span", words, class_="unseen"), *_pieces(rest), class_=_class(first)))
         else:
             items.append(tag("li", first.text.strip(), class_="hint"))
-    return tag("section", tag("h2", "What is wrong"), tag("ul", *items), class_="verdict")
+    name = "What is wrong" if any(problem[0].style is Style.BAD for problem in problems) else "What to look at"
+    return tag("section", tag("h2", name), tag("ul", *items), class_="verdict")
 
 
 def _tiles(told: Told) -> Html:
@@ -140,7 +142,7 @@ def _tiles(told: Told) -> Html:
     lags = [each["lag_seconds"] for each in told["networks"].values() if each["lag_seconds"] is not None]
     tiles = (
         ("Workers ready", f"{ready} of {wanted}", "", "good" if ready >= wanted else "bad"),
-        ("Due now", figure(due), oldest, "warn" if due is None else ""),
+        ("Due now", NOTHING if due is None else f"{due:,}", oldest, "warn" if due is None else ""),
         ("Leases held", str(sum(worker["leases"] for worker in workers)), "by this host", ""),
         ("Last block read", f"{span(max(lags))} old" if lags else NOTHING, "of the network furthest behind", ""),
     )
@@ -258,9 +260,10 @@ def _units(minor: object, decimals: int) -> str:
 def _crashes(told: Told) -> Html:
     columns = (Column("when"), Column("worker"), Column("died of"), Column("at request", 1), Column("pid", 1, True))
     crashes: Sequence[Told] = told.get("crashes") or ()
+    empty = "None since it was started." if "crashes" in told else "Not known."
     rows = [_crash(crash, told.get("at")) for crash in crashes[:CRASHES_MAX]]
     note = _more(len(crashes) - CRASHES_MAX)
-    return _section("Last crashes", _table("Last crashes", columns, rows), note, empty="None since it was started.")
+    return _section("Last crashes", _table("Last crashes", columns, rows), note, empty=empty)
 
 
 def _crash(crash: Told, now: object) -> list[str | Piece]:
@@ -354,7 +357,11 @@ def _head_row(columns: Iterable[Column]) -> Html:
 def _cell(kind: str, of: str, inside: str | Piece, style: str | None = None, scope: str | None = None) -> Html:
     role = "rowheader" if scope else "cell"
     is_empty = _words(inside) in EMPTY
-    styles = " ".join(each for each in (style, "nothing" if is_empty else None) if each)
+    styles = " ".join(
+        each
+        for each in (style, "nothing" if is_empty else None, "long" if len(of) + len(_words(inside)) > _LONG else None)
+        if each
+    )
     words = joined(*_pieces([inside])) if isinstance(inside, Piece) else inside
     return tag(kind, words, role=role, scope=scope, data_of=of, class_=styles or None)
 

@@ -14,13 +14,13 @@ STYLE = """
   --bad-ground: #3a1815; --info: #8fc1f5; --info-ground: #14283d; --bar: #5b7087; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); overflow-wrap: anywhere;
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
+  font: 15px/1.5 -apple-system, BlinkMacSystemFont, "Segoe UI", Roboto, "Noto Sans", Helvetica, Arial, sans-serif;
   font-variant-numeric: tabular-nums; -webkit-text-size-adjust: 100%; }
 main { max-width: 75rem; margin: 0 auto; padding: 0 1.25rem 2rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 1.4rem 0 .4rem; letter-spacing: -.01em; }
 h2 { font-size: .95rem; margin: 0; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.15rem .6rem;
-  margin: 1rem 0; }
+  margin: 1rem 0; overflow-x: auto; position: relative; }
 a { color: var(--info); }
 a:focus-visible { outline: 2px solid var(--info); outline-offset: 2px; }
 .facts { display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: 0; color: var(--soft); align-items: center; }
@@ -31,7 +31,7 @@ a:focus-visible { outline: 2px solid var(--info); outline-offset: 2px; }
 .pill.bad { color: var(--bad); background: var(--bad-ground); border-color: transparent; }
 .pill.info { color: var(--info); background: var(--info-ground); border-color: transparent; }
 .good { color: var(--good); } .warn { color: var(--warn); } .bad { color: var(--bad); } .dim { color: var(--soft); }
-.bold { font-weight: 600; } .bad { font-weight: 600; }
+.bold { font-weight: 600; } .bad { font-weight: 600; } .dim { font-weight: 400; }
 .note, .empty { color: var(--soft); font-size: .87rem; margin: .1rem 0 .4rem; } .note.warn { color: var(--warn); }
 .empty { padding: .3rem 0 .4rem; }
 p.verdict { background: var(--good-ground); border-radius: 10px; padding: .7rem 1.15rem; margin: 1rem 0; }
@@ -49,6 +49,7 @@ dt, .tiles .note { color: var(--soft); font-size: .85rem; margin: 0; } dd { marg
 table { border-collapse: collapse; width: 100%; margin: .35rem 0 .3rem; font-size: .92rem; }
 th, td { text-align: left; font-weight: 400; padding: .38rem .9rem .38rem 0; vertical-align: top; }
 th:last-child, td:last-child { padding-right: 0; }
+th, td { overflow-wrap: break-word; } .right { white-space: nowrap; }
 thead th { color: var(--soft); font-size: .82rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 tbody th { font-weight: 600; } .right { text-align: right; } .nothing { color: var(--soft); }
@@ -70,15 +71,19 @@ footer { color: var(--soft); font-size: .87rem; padding: .2rem .2rem 1rem; } foo
   main { padding: 0 .7rem 1.5rem; } section { padding: .8rem .8rem .4rem; }
   #live { justify-content: flex-start; padding-inline: .9rem; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .6rem; }
-  table, tbody, tr, th, td { display: block; }
+  table, tbody, th, td { display: block; } th, td { overflow-wrap: anywhere; min-width: 0; }
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-  tbody tr { padding: .45rem 0; } tbody tr + tr { border-top: 1px solid var(--line); }
+  tbody tr { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 1rem; padding: .45rem 0; }
+  tbody tr + tr { border-top: 1px solid var(--line); }
   tbody tr + tr > * { border: 0; }
-  tbody th, tbody td { display: flex; justify-content: space-between; gap: 1rem; padding: .1rem 0; text-align: right; }
-  tbody th::before, tbody td::before { content: attr(data-of); color: var(--soft); font-weight: 400; flex: none; }
+  tbody th, tbody td { padding: .06rem 0; }
+  tbody .right { text-align: left; white-space: normal; } tbody th, .long { grid-column: 1 / -1; }
+  tbody th::before, tbody td::before { content: attr(data-of) " "; color: var(--soft); font-weight: 400;
+    font-size: .85em; }
   tbody td.nothing { display: none; }
-  .bars tr { display: grid; grid-template-columns: 7.5rem 5rem 1fr; align-items: center; gap: .6rem; padding: .2rem 0; }
-  .bars tr + tr { border: 0; } .bars th::before, .bars td::before { content: none; }
+  .bars tr { grid-template-columns: 7rem 4.5rem 1fr; align-items: center; gap: .6rem; padding: .2rem 0; }
+  .bars tbody th, .bars .long { grid-column: auto; }
+  .bars .right { text-align: right; } .bars tr + tr { border: 0; } .bars th::before, .bars td::before { content: none; }
   .bars td.nothing, .bars .wide { display: block; width: auto; }
 }
 @media (prefers-reduced-motion: no-preference) { main { transition: opacity .2s; } }
@@ -103,7 +108,7 @@ SCRIPT = """
     const state = failures > 0 ? "gone" : since > OLD || since < -OLD ? "old" : "live";
     root.dataset.live = state;
     write(words, { live: "Live", old: "These figures are old", gone: "No answer from reconsup" }[state]);
-    if (state === "live") write(age, "as of " + span(since) + " ago");
+    if (state === "live") write(age, "– these figures are " + span(since) + " old");
     else write(age, "so it was " + span(since) + " ago, at " + clock(good)
       + (asking || wait <= 0 ? "; asking again" : "; asked again in " + span(wait)));
     const mark = { live: "", old: document.hidden ? "paused – " : "? old – ", gone: "? no answer – " }[state];

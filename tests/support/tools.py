@@ -98,8 +98,10 @@ def fetch_chromium() -> None:
     except Missing:
         _unpack_missing("chromium-headless-shell", CHROMIUM)
         fonts = "".join(f"<dir>{each}</dir>" for each in ("/usr/share/fonts", CHROMIUM / "usr/share/fonts"))
-        cache = f"<cachedir>{CHROMIUM / 'cache'}</cachedir>"
-        (CHROMIUM / "fonts.conf").write_text(f"<fontconfig>{fonts}{cache}</fontconfig>")
+        fonts += f"<cachedir>{CHROMIUM / 'cache'}</cachedir>"
+        for family in ("sans-serif", "Helvetica", "Arial"):
+            fonts += f"<alias><family>{family}</family><prefer><family>DejaVu Sans</family></prefer></alias>"
+        (CHROMIUM / "fonts.conf").write_text(f"<fontconfig>{fonts}</fontconfig>")
         path, environment = chromium()
     said = subprocess.run([path, "--version"], env={**os.environ, **environment}, capture_output=True, text=True)
     if said.returncode != 0:
