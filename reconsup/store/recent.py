@@ -61,7 +61,7 @@ SELECT (
            COALESCE(r.token_standard, '') = '' AND COALESCE(r.token_contract, '') = '' AS is_native
     FROM (SELECT * FROM app.payment_request_transitions ORDER BY id DESC LIMIT %(transitions)s OFFSET 0) AS t
     LEFT JOIN app.payment_requests r ON r.id = t.payment_request_id) AS entry
-), (
+) AS transitions, (
   SELECT COALESCE(jsonb_agg(to_jsonb(host) ORDER BY host.base), '[]') FROM (
     SELECT h.base, h.pid, left(h.version, %(text)s) AS version, h.started_at, h.slots,
            GREATEST(extract(epoch FROM now() - h.last_seen_at), 0)::float8 AS seen_seconds_ago,
@@ -70,5 +70,5 @@ SELECT (
            jsonb_array_length(jsonb_path_query_array(h.status, '$.workers[*] ? (@.state == "ready")')) AS workers_ready
     FROM app.reconsup_hosts h WHERE h.last_seen_at > now() - interval '1 day'
     ORDER BY h.last_seen_at DESC LIMIT %(hosts)s) AS host
-)
+) AS hosts
 """
