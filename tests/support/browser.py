@@ -84,7 +84,7 @@ class Browser:
 
     def text(self) -> str:
         """The page as it is read."""
-        return str(self.value("document.body.innerText"))
+        return str(self.value("document.body ? document.body.innerText : ''"))
 
     def wait_for(self, expression: str, seconds: float = 20.0) -> Any:
         """Look again and again until it is true; fails with the page's text."""
