@@ -79,10 +79,8 @@ class Crashes:
         return [crash for number in numbers if (crash := self._read(number)) is not None]
 
     def _read(self, number: int) -> Crash | None:
-        """The entry of that number; None if it was, or is just being, written over."""
+        """The entry of that number, which was whole once; None if it was, or is just being, written over."""
         entry = self._entry(number)
-        if _NUMBER.get(self._memory, entry) != number:
-            return None
         slot = _SLOT.get(self._memory, entry)
         crash = Crash(
             slot=slot,

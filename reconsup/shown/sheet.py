@@ -108,7 +108,7 @@ SCRIPT = """
     const state = failures > 0 ? "gone" : since > OLD || since < -OLD ? "old" : "live";
     root.dataset.live = state;
     write(words, { live: "Live", old: "These figures are old", gone: "No answer from reconsup" }[state]);
-    if (state === "live") write(age, "– these figures are " + span(since) + " old");
+    if (state === "live") write(age, "these figures are " + span(since) + " old");
     else write(age, "so it was " + span(since) + " ago, at " + clock(good)
       + (asking || wait <= 0 ? "; asking again" : "; asked again in " + span(wait)));
     const mark = { live: "", old: document.hidden ? "paused – " : "? old – ", gone: "? no answer – " }[state];

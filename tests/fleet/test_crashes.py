@@ -15,7 +15,6 @@ def noted(crashes: Crashes, pid: int, row: str | None = None) -> None:
 
 
 def test_the_newest_stand_first_and_only_so_many_are_kept() -> None:
-    """Seen to fail when an entry is read without a look at its number: then an old one counts as new."""
     crashes = Crashes("host", size=4)
     assert crashes.last() == []
 
@@ -73,7 +72,7 @@ os.waitpid(pid, 0)
 
 
 def test_no_reader_ever_sees_half_an_entry() -> None:
-    """One process writes as fast as it can while another reads. Seen to fail without the second look at the number."""
+    """One process writes as fast as it can while another reads. Seen to fail without the look at the number."""
     done = subprocess.run([sys.executable, "-c", READER], capture_output=True, text=True, timeout=60, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")

@@ -21,15 +21,25 @@ from tests.support.stepped import Stepped
 pytestmark = pytest.mark.service
 
 
+class Awaited(Onlookers):
+    """It says when the watch, at rest between its looks, began to wait for somebody."""
+
+    is_awaited = False
+
+    async def due(self) -> None:
+        self.is_awaited = True
+        await super().due()
+
+
 def watched(database: Fresh, pause: float, work: Callable[[Onlookers, Stepped], Awaitable[None]]) -> None:
     """Let a watch run, which looks by itself once and then rests."""
 
     async def run() -> None:
-        onlookers = Onlookers(pause)
+        onlookers = Awaited(pause)
         async with Stepped(database.url, name="reconsup/watch") as connected:
             each = Watch(connected, [Network("ethereum", "local")], HOST, known(), seconds=30.0, onlookers=onlookers)
             running = asyncio.create_task(each.run())
-            await until(lambda: count(connected, "SELECT is_served") or len(connected.sent) >= 4)
+            await until(lambda: onlookers.is_awaited)
             try:
                 await work(onlookers, connected)
             finally:

@@ -70,10 +70,10 @@ def stand(what: Mapping[str, Any], recent: Mapping[str, Any]) -> Iterator[str]:
 def main(path: Path) -> None:
     """Take the picture."""
     with stand(PICTURED, told.RECENT) as url, browser() as tab:
-        tab.look(1180, 1000)
+        tab.look(1100, 800)
         tab.open(url)
         tab.wait_for("document.documentElement.dataset.live === 'live'")
-        tab.picture(path)
+        tab.picture(path, is_whole=True)
 
 
 if __name__ == "__main__":
