@@ -70,7 +70,7 @@ def stand(what: Mapping[str, Any], recent: Mapping[str, Any]) -> Iterator[str]:
 def main(path: Path) -> None:
     """Take the picture."""
     with stand(PICTURED, told.RECENT) as url, browser() as tab:
-        tab.look(1100, 800)
+        tab.look(1280, 800)
         tab.open(url)
         tab.wait_for("document.documentElement.dataset.live === 'live'")
         tab.picture(path, is_whole=True)
