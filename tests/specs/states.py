@@ -16,22 +16,22 @@ Edges = Mapping[tuple[StrEnum, StrEnum], str]
 HEAD = """\
 # States
 
-Made by `python -m tests.specs.states` from the tables in the code; a test fails while this page differs from them. What the
-words mean stands in the [glossary](glossary.md).
+Made by `python -m tests.specs.states` from the tables in the code; a test fails while this page differs from them. What
+the words mean stands in the [glossary](glossary.md).
 """
 
 REQUEST = """\
 ## A payment request
 
-The table is `TRANSITIONS` in `reconsup/payments/request.py`: a pair that is not in it cannot be written, and the history
-gives one of the reasons named here for each. What leads to which is decided by `reconsup/payments/decision.py`.
+The table is `TRANSITIONS` in `reconsup/payments/request.py`: a pair that is not in it cannot be written, and the
+history gives one of the reasons named here for each. What leads to which is decided by `reconsup/payments/decision.py`.
 """
 
 SEAT = """\
 ## A seat
 
-The table is `MOVES` in `reconsup/fleet/slot.py`; a random walk of 100,000 events goes each of these ways and no other. Workers,
-the monitor and the probe sit in seats alike; neither the monitor nor a seat that was told to leave is ever parked.
+The table is `MOVES` in `reconsup/fleet/slot.py`; a random walk of 100,000 events goes each of these ways and no other.
+Workers, the monitor and the probe sit in seats alike; neither the monitor nor a seat that was told to leave is ever parked.
 """
 
 FLEET = """\
@@ -62,7 +62,7 @@ def page() -> str:
 
 
 def diagram(states: type[StrEnum], edges: Edges) -> str:
-    """The edges as a picture that a reader of Markdown draws. What nothing leads to is where it begins or stands alone."""
+    """The edges as a picture that a reader of Markdown draws. What no edge touches stands alone."""
     left, entered = {before for before, _ in edges}, {after for _, after in edges}
     first = next(iter(states))
     lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {first}"]
