@@ -31,7 +31,7 @@ SEAT = """\
 ## A seat
 
 The table is `MOVES` in `reconsup/fleet/slot.py`; a random walk of 100,000 events goes each of these ways and no other.
-Workers, the monitor and the probe sit in seats alike; neither the monitor nor a seat that was told to leave is ever parked.
+Workers, the monitor and the probe sit in seats alike. Neither the monitor nor a seat told to leave is ever parked.
 """
 
 FLEET = """\
