@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from tests.specs.pages import Page, Section
-from tests.specs.there import Tests, complaint_of_command
+from tests.specs.there import Known, complaint_of_command
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = ("specs/**/*.md", "README.md", "packaging/**/*.md")
@@ -47,7 +47,7 @@ class Project:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.pages = [Page(path, root) for pattern in PAGES for path in sorted(root.glob(pattern))]
-        self.tests = Tests(root)
+        self.tests = Known(root)
         self.folders = sorted(path for path in root.glob("specs/[0-9]*") if path.is_dir())
 
     def page(self, path: Path) -> Page | None:
@@ -156,7 +156,7 @@ def _traced(project: Project, pages: dict[str, Page]) -> Iterator[Fault]:
             yield Fault(pages["requirements"].name, section.line, f"no task names {section.key}")
 
 
-def _plan(pages: dict[str, Page], requirements: list[Section], plan: list[Section], tests: Tests) -> Iterator[Fault]:
+def _plan(pages: dict[str, Page], requirements: list[Section], plan: list[Section], tests: Known) -> Iterator[Fault]:
     name = pages["test-plan"].name
     planned = {section.key for section in plan}
     for section in requirements:

@@ -14,7 +14,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 _TAKE_A_VALUE = ("-m", "-k", "-n", "-p", "--dist")
 
 
-class Tests:
+class Known:
     """The test functions below tests/, as pytest collects them."""
 
     def __init__(self, root: Path) -> None:
@@ -62,7 +62,9 @@ class Tests:
         marks = [each for each in self._functions(file)[function].decorator_list if "parametrize" in ast.unparse(each)]
         named = {name.id for mark in marks for name in ast.walk(mark) if isinstance(name, ast.Name)}
         tables = [each for each in self._module(file).body if _targets(each) & named]
-        said = {str(each.value) for each in _constants([*marks, *tables])}
+        nodes = [node for each in (*marks, *tables) for node in ast.walk(each)]
+        said = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+        said |= {node.id for node in nodes if isinstance(node, ast.Name)}  # functions and classes, by their names
         return case in said or all(part in said for part in case.split("-"))
 
 
@@ -71,12 +73,7 @@ def _targets(statement: ast.stmt) -> set[str]:
     return {each.id for each in targets if isinstance(each, ast.Name)}
 
 
-def _constants(nodes: list[ast.expr | ast.stmt]) -> Iterator[ast.Constant]:
-    for node in nodes:
-        yield from (each for each in ast.walk(node) if isinstance(each, ast.Constant))
-
-
-def complaint_of_command(root: Path, tests: Tests, command: str) -> str | None:
+def complaint_of_command(root: Path, tests: Known, command: str) -> str | None:
     """What is wrong with a line that is to be typed; None: all that it names exists."""
     words = shlex.split(command)
     while words and re.match(r"[A-Z][A-Z0-9_]*=", words[0]):
