@@ -28,7 +28,7 @@ BODIES = {
     "design": "```sh\nsee [nobody](nowhere.md)\n```\n\n`[code](nowhere.md)` and <https://example.org/x#y>\n",
     "tasks": "## T-001 Do it\n\nRequirements: FR-001, NFR-001\nState: done\n\n```sh\nmake do KNOB=2\n"
     "reconsup check --x\n.venv/bin/python -m pytest tests/test_a.py -m 'not long'\n```\n",
-    "test-plan": "## FR-001 One at a time\n\nAccepted when 0 are two.\n\n* `tests/test_a.py::test_one[a case]`\n\n"
+    "test-plan": "## FR-001 One at a time\n\nAccepted when 0 are two.\n\n### By\n\n* `tests/test_a.py::test_one[a case]`\n\n"
     "## NFR-001 Fast\n\nAccepted when below 1 s.\n\n* `tests/test_a.py::test_two`\n",
 }
 TESTS = '''\
@@ -94,15 +94,15 @@ BREACHES = {
     # requirements
     "no requirements": ("requirements.md", "## N?FR-", "## X-", "requirements.md:1: has no heading that begins"),
     "no plan for one": ("test-plan.md", "NFR-001", "X", "requirements.md:15: NFR-001 is not in the test plan"),
-    "a plan for none": ("test-plan.md", r"\Z", "## FR-007 x\n", "test-plan.md:22: FR-007 is no requirement"),
+    "a plan for none": ("test-plan.md", r"\Z", "## FR-007 x\n", "test-plan.md:24: FR-007 is no requirement"),
     "the same twice": ("requirements.md", "NFR-001", "FR-001", "requirements.md:15: FR-001 is there twice"),
-    "no test for one": ("test-plan.md", r"\* .*two`\n", "", "test-plan.md:17: NFR-001 names no test"),
+    "no test for one": ("test-plan.md", r"\* .*two`\n", "", "test-plan.md:19: NFR-001 names no test"),
     "no bar for one": ("test-plan.md", "Accepted when below", "It is", "NFR-001 does not say: Accepted when"),
     # tests
-    "no such file": ("test-plan.md", "test_a.py::test_two", "test_b.py::test_two", ":21: tests/test_b.py is not there"),
-    "no such test": ("test-plan.md", "test_two", "test_three", "test-plan.md:21: tests/test_a.py has no test test_t"),
+    "no such file": ("test-plan.md", "test_a.py::test_two", "test_b.py::test_two", ":23: tests/test_b.py is not there"),
+    "no such test": ("test-plan.md", "test_two", "test_three", "test-plan.md:23: tests/test_a.py has no test test_t"),
     "a helper": ("test-plan.md", "test_two", "help_them", "tests/test_a.py has no test help_them"),
-    "no such case": ("test-plan.md", "a case", "no case", "test-plan.md:15: test_one in tests/test_a.py has no case"),
+    "no such case": ("test-plan.md", "a case", "no case", "test-plan.md:17: test_one in tests/test_a.py has no case"),
     "no case at all": ("test-plan.md", "test_two", "test_two[a case]", "test_two in tests/test_a.py has no case"),
     "named in passing": ("design.md", "^`", "tests/gone.py `", "design.md:15: tests/gone.py is not there"),
     "an unplanned claim": ("../../tests/test_a.py", "FR-001", "NFR-001", "test_a.py:5: claims NFR-001, where the test"),
@@ -189,6 +189,7 @@ def test_a_test_is_known_by_its_name_and_its_case(project: Path, name: str, is_t
     ("command", "is_there"),
     [
         ("KNOB=1 make do", True),
+        ("KNOB=1 make undo", False),
         ("make -j2 do", True),
         ("reconsup --workers 4", True),
         ("python -m reconsup.cli", True),
