@@ -28,7 +28,8 @@ BODIES = {
     "design": "```sh\nsee [nobody](nowhere.md)\n```\n\n`[code](nowhere.md)` and <https://example.org/x#y>\n",
     "tasks": "## T-001 Do it\n\nRequirements: FR-001, NFR-001\nState: done\n\n```sh\nmake do KNOB=2\n"
     "reconsup check --x\n.venv/bin/python -m pytest tests/test_a.py -m 'not long'\n```\n",
-    "test-plan": "## FR-001 One at a time\n\nAccepted when 0 are two.\n\n### By\n\n* `tests/test_a.py::test_one[a case]`\n\n"
+    "test-plan": "## FR-001 One at a time\n\nAccepted when 0 are two.\n\n### By\n\n"
+    "* `tests/test_a.py::test_one[a case]`\n\n"
     "## NFR-001 Fast\n\nAccepted when below 1 s.\n\n* `tests/test_a.py::test_two`\n",
 }
 TESTS = '''\
