@@ -48,6 +48,10 @@ check: $(READY) $(PROMTOOL) ## format, lint, types, the walls of the house, fast
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not service and not story and not long"
 
+.PHONY: spec-lint
+spec-lint: $(READY) ## what the pages name exists: front matter, links, requirements ↔ tasks ↔ tests (make check does it too)
+	@$(BIN)/python -m tests.specs.lint
+
 bench: $(RIVALS) $(ANVIL) ## measure everything: tables, and dist/bench.json (PARTS="takeover writes" for some of it)
 	$(BIN)/python -m tests.bench $(PARTS)
 
