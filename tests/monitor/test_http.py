@@ -132,7 +132,7 @@ def owners(database: Fresh) -> list[Any]:
     return [owner for (owner,) in database.fetch("SELECT reconcile_lease_owner FROM app.payment_requests")]
 
 
-def test_the_pages_a_killed_worker_and_a_clean_end(database: Fresh, tmp_path: Path) -> None:
+def test_the_four_pages_a_killed_worker_and_a_clean_end(database: Fresh, tmp_path: Path) -> None:
     with host(tmp_path, database.url, port=free_port()) as fleet:
         assert until(lambda: fleet.get("/readyz") == (200, "ready\n"))
         assert fleet.get("/healthz") == (200, "ok\n")
