@@ -28,7 +28,7 @@ def test_promtool_takes_the_rules_and_the_example_of_a_configuration() -> None:
 
 @pytest.mark.parametrize("cases", CASES, ids=[path.name.partition(".")[0] for path in CASES])
 def test_every_alert_fires_in_its_case_with_its_words_and_not_where_it_nearly_would(cases: Path) -> None:
-    """Each threshold, `for` and guard of the rules has a case here. Seen to fail (tests/guards/of_alerts.py)."""
+    """Seen to fail without each `for` and each guard: tests/packaging/test_rules_guards.py."""
     assert "SUCCESS" in promtool("test", "rules", cases)
 
 
@@ -60,6 +60,14 @@ def test_every_rule_speaks_of_what_the_program_exports() -> None:
     assert promql.complaints('reconsup_workers{state="asleep"} > 0') == ["reconsup_workers: state is never asleep"]
     assert promql.complaints('reconsup_workers{slot="1"} > 0') == ["reconsup_workers has no label slot"]
     assert promql.complaints("avg_over_time(reconsup_due_requests[5m])") == ["what is avg_over_time?"]
+
+
+def test_alerts_about_one_event_differ_in_nothing_but_the_event() -> None:
+    """What is tried for one of them (restarts, gaps) is so tried for all."""
+    exprs = {rule.name: rule.expr for rule in promql.rules()}
+    late = exprs["ReconsupLatePayment"]
+    assert exprs["ReconsupPaymentAgain"] == late.replace("payment_late", "payment_again")
+    assert exprs["ReconsupReorgedAfterFinality"] == late.replace("payment_late", "payment_reorged_after_finality")
 
 
 def test_every_alert_says_how_bad_it_is_what_to_do_and_where_the_run_book_tells_more() -> None:
