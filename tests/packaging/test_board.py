@@ -48,6 +48,8 @@ def test_every_panel_has_a_place_an_identifier_a_unit_and_a_description() -> Non
             continue
         assert each["fieldConfig"]["defaults"]["unit"] in UNITS, title
         assert len(each["description"]) > 20, title
+        if each["type"] == "stat":  # a figure that is left out is not known: it must not look like none
+            assert each["fieldConfig"]["defaults"]["noValue"] in ("unknown", "no payment"), title
         assert each["targets"], title
         refs = [target["refId"] for target in each["targets"]]
         assert len(refs) == len(set(refs)), title

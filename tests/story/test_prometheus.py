@@ -51,6 +51,7 @@ def test_the_board_has_data_the_rules_are_sound_and_a_crash_loop_is_told(town: T
             " expires_at = now() - interval '1 minute', next_reconcile_at = now() WHERE id = %s",
             [late],
         )
+        assert prometheus.alerts() == {}
         town.mine(70)  # and a balance audit is due
         wait_for("it expires", lambda: town.statuses().get("expired") == 1, 30)
         for _ in range(4):
