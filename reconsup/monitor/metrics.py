@@ -129,6 +129,11 @@ AUDIT_FAILURES = _counter(
     ("network",),
     "Steps of a balance audit that ended in an error: no endpoint could tell, or the database was away",
 )
+BALANCES_UNPROVEN = _counter(
+    "reconsup_balances_unproven_total",
+    ("network",),
+    "Balances by which a request may expire, and for which only one endpoint's word stands",
+)
 AUDIT_SETTLEMENTS = _counter(
     "reconsup_audit_settlements_total",
     ("network", "how"),
@@ -170,6 +175,7 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     REORGS,
     AUDITS,
     AUDIT_FAILURES,
+    BALANCES_UNPROVEN,
     AUDIT_SETTLEMENTS,
     SETTLEMENTS_REPAIRED,
     RPC_REQUESTS,

@@ -205,6 +205,7 @@ def test_the_table_has_the_names_of_the_contract() -> None:
         "reconsup_nobodys_requests": (),
         "reconsup_chain_at_head": ("network",),
         "reconsup_notice_seconds": ("network",),
+        "reconsup_balances_unproven_total": ("network",),
     }
 
     assert {line.name: line.labels for line in metrics.TABLE} == contract | ours

@@ -58,6 +58,12 @@ PARTS = [
         "",
     ),
     (
+        "ReconsupBalancesUnproven",
+        "          unless on (job, network) sum by (job, network) "
+        "(increase(reconsup_balances_unproven_total[7d] offset 1d)) > 0\n",
+        "",
+    ),
+    (
         "ReconsupAuditFails",
         "          unless on (job, network) sum by (job, network) (increase(reconsup_audits_total[1h])) > 0\n",
         "",

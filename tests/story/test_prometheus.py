@@ -23,6 +23,7 @@ WITHOUT_DATA = {
     "Reorgs and disagreements: B": "there is one endpoint",
     "Balance audits: B": "no audit fails",
     "Balance audits: C": "all money leaves a transaction or a log",
+    "Balance audits: D": "the endpoint proves balances",
 }
 
 
