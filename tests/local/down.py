@@ -1,8 +1,6 @@
 """`make local-down`: the supervisors drain, it is seen that no lease is left, then the rest stops. Only ours."""
 
 import json
-import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +11,7 @@ import psycopg
 
 from tests.local.knobs import DRAIN_SECONDS
 from tests.local.parts import Part, wait_until
-from tests.local.place import Place
+from tests.local.place import Place, shown
 from tests.local.trouble import Trouble
 
 Say = Callable[[str], None]
@@ -33,17 +31,18 @@ def down(place: Place, say: Say, *, keeps_data: bool) -> None:
     known = [*place.supervisors(), *(part for part in (place.chain, place.database) if part.record.exists())]
     if not known:
         say("nothing is up")
-    faults = drain(place, place.supervisors(), say)
-    if known:
+    supervisors = place.supervisors()
+    faults = drain(place, supervisors, say)
+    if supervisors or place.database.record.exists():
         faults += _leases(place, say)
     stop(place.chain, say)
     stop(place.database, say)
     if keeps_data:
         if known:
-            say(f"the data and the logs stay in {place.folder} (LOCAL_KEEP_DATA=0 removes them)")
+            say(f"the data and the logs stay in {shown(place.folder)} (LOCAL_KEEP_DATA=0 removes them)")
     else:
-        shutil.rmtree(place.folder)
-        say(f"removed: {place.folder}")
+        place.remove()
+        say(f"the data and the logs in {shown(place.folder)} are removed")
     if faults:
         raise Trouble(*faults)
 
@@ -57,9 +56,11 @@ def drain(place: Place, parts: Sequence[Part], say: Say) -> list[str]:
         if not part.has_gone(asked_at + LEAVE_SECONDS - time.monotonic()):
             part.signal(signal.SIGKILL)
             part.has_gone(LEAVE_SECONDS)
-            faults.append(f"{part.name} did not leave within {LEAVE_SECONDS:.0f} s and was killed: see {part.log}")
+            faults.append(
+                f"{part.name} did not leave within {LEAVE_SECONDS:.0f} s and was killed: see {shown(part.log)}"
+            )
         elif not asked[part.name]:
-            say(f"{part.name}: it had died: see {part.log}")
+            say(f"{part.name}: it had died: see {shown(part.log)}")
         else:
             faults += _left(part, time.monotonic() - asked_at, say)
         faults += _orphans(place, part)  # before it is forgotten who they belong to
@@ -70,7 +71,7 @@ def drain(place: Place, parts: Sequence[Part], say: Say) -> list[str]:
 def _left(part: Part, seconds: float, say: Say) -> list[str]:
     code = _exit_code(part)
     say(f"{part.name}: drained in {seconds:.2f} s, exit {'?' if code is None else code}")
-    return [] if code == 0 else [f"{part.name} ended with exit code {code}, not 0: see {part.log}"]
+    return [] if code == 0 else [f"{part.name} ended with exit code {code}, not 0: see {shown(part.log)}"]
 
 
 def _exit_code(part: Part) -> int | None:
@@ -115,7 +116,7 @@ def stop(part: Part, say: Say) -> None:
         return
     began_at = time.monotonic()
     if not part.signal(signal.SIGTERM):
-        say(f"the {part.name}: it had died: see {os.path.relpath(part.log)}")
+        say(f"the {part.name}: it had died: see {shown(part.log)}")
     elif part.has_gone(STOP_SECONDS):
         say(f"the {part.name}: stopped in {time.monotonic() - began_at:.2f} s")
     else:

@@ -20,10 +20,11 @@ Facts = Mapping[str, Any]
 
 @contextmanager
 def database(folder: Path) -> Iterator[Facts]:
-    """The embedded PostgreSQL, as durable as any."""
+    """The embedded PostgreSQL, as durable as any; the tests' other one where they run on that."""
     from reconsup.store import embedded
 
-    with embedded.start(folder / "database") as server:
+    binaries = os.environ.get("RECONSUP_TEST_POSTGRES")
+    with embedded.start(folder / "database", binaries=Path(binaries).resolve() if binaries else None) as server:
         yield {"pid": server.pid, "port": server.port, "url": server.url}
 
 

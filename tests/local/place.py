@@ -3,9 +3,10 @@
 import fcntl
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,27 @@ class Place:
         except (OSError, ValueError, TypeError):
             return None
 
+    def remove(self) -> None:
+        """Take away what was made here, and nothing else: who names a folder of his own keeps what is in it."""
+        for name in ("database", "chain"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        kinds = (
+            "database*.json",
+            "chain*.json",
+            f"{PREFIX}*.json",
+            "database.log",
+            "chain.log",
+            f"{PREFIX}*.log",
+            f"{PREFIX}*.env",
+            "plan",
+            "lock",
+        )
+        for kind in kinds:
+            for path in self.folder.glob(kind):
+                path.unlink()
+        with suppress(OSError):  # not empty
+            self.folder.rmdir()
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other command out."""
@@ -83,6 +105,11 @@ class Place:
             yield
         finally:
             os.close(descriptor)
+
+
+def shown(path: Path) -> str:
+    """As short as it can be typed."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def is_free(port: int) -> bool:

@@ -19,7 +19,7 @@ from tests.local import customers, verdict
 from tests.local.customers import Order
 from tests.local.knobs import ON_ANVIL
 from tests.local.parts import Part, wait_until
-from tests.local.place import Place, Plan
+from tests.local.place import Place, Plan, shown
 from tests.local.trouble import Trouble
 from tests.local.verdict import Books, Entry, Settlement
 
@@ -76,7 +76,9 @@ def _scene(place: Place) -> Scene:
     if plan.chain and place.chain.pid is None:
         dead.append(place.chain)
     if dead:
-        raise Trouble(*(f"{part.name} has died: see {part.log}" for part in dead), f"{UP}: it starts what is missing")
+        raise Trouble(
+            *(f"{part.name} has died: see {shown(part.log)}" for part in dead), f"{UP}: it starts what is missing"
+        )
     if plan.chain is None:
         raise Trouble(
             "the endpoints are given (SERVICE_EVM_RPC_URLS_JSON), and nobody here has money on their chains: "
@@ -148,7 +150,7 @@ def _wait(what: str, look: Callable[[], bool], place: Place, scene: Scene) -> No
 
 
 def _where(place: Place) -> str:
-    return f"the logs are in {place.folder}"
+    return f"the logs are in {shown(place.folder)}"
 
 
 def _forgive_the_last(connection: psycopg.Connection[Any]) -> None:

@@ -23,7 +23,7 @@ from reconsup.store.ddl import MigrationError
 from tests.local import down
 from tests.local.knobs import Knobs, urls_json
 from tests.local.parts import Part, wait_until
-from tests.local.place import PREFIX, Place, Plan, free_port, is_free
+from tests.local.place import PREFIX, Place, Plan, free_port, is_free, shown
 from tests.local.trouble import Trouble
 
 Say = Callable[[str], None]
@@ -84,7 +84,7 @@ def _kept(place: Place, part: Part, say: Say) -> dict[str, Any]:
             return place.facts(part)
         if part.pid is None:
             raise Trouble(f"the {part.name} did not start: {_last_line(part.log)}")
-    raise Trouble(f"the {part.name} was not ready within {READY_SECONDS:.0f} s: see {_shown(part.log)}")
+    raise Trouble(f"the {part.name} was not ready within {READY_SECONDS:.0f} s: see {shown(part.log)}")
 
 
 def _rows(server_url: str, chain: dict[str, Any] | None) -> str:
@@ -172,12 +172,7 @@ def environment() -> dict[str, str]:
 
 
 def _last_line(log: Path) -> str:
-    return log.read_text(errors="replace").strip().rpartition("\n")[2] or f"see {_shown(log)}"
-
-
-def _shown(path: Path) -> str:
-    """As short as it can be typed."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    return log.read_text(errors="replace").strip().rpartition("\n")[2] or f"see {shown(log)}"
 
 
 def _show(place: Place, knobs: Knobs, wanted: Sequence[Wanted], say: Say) -> None:
@@ -189,7 +184,7 @@ def _show(place: Place, knobs: Knobs, wanted: Sequence[Wanted], say: Say) -> Non
     rows += [(each.part.name, each.part.pid, f"127.0.0.1:{each.port}", each.part.log) for each in wanted]
     say(f"{'part':<12}{'process':>8}  {'listens on':<17}{'log':<32}")
     for name, pid, address, log in rows:
-        say(f"{name:<12}{pid:>8}  {address:<17}{_shown(log)}")
+        say(f"{name:<12}{pid:>8}  {address:<17}{shown(log)}")
     say(
         f"{len(wanted)} supervisors × {knobs.workers} workers"
         if wanted
@@ -198,9 +193,9 @@ def _show(place: Place, knobs: Knobs, wanted: Sequence[Wanted], say: Say) -> Non
     if not wanted:
         return
     say("next:")
-    program = _shown(Path(sys.executable).with_name("reconsup"))
+    program = shown(Path(sys.executable).with_name("reconsup"))
     if knobs.is_on_anvil:
         say("  make local-receive-test   # ETH and USDT are paid and confirmed, each once")
     say(f"  {program} status --metrics-address 127.0.0.1:{wanted[0].port}")
-    say(f"  {program} status --all --env-file {_shown(place.env_file(wanted[0].part.name))}")
+    say(f"  {program} status --all --env-file {shown(place.env_file(wanted[0].part.name))}")
     say("  make local-down")
