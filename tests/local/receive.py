@@ -26,7 +26,7 @@ from tests.local.verdict import Books, Entry, Settlement
 Say = Callable[[str], None]
 
 UP = "run `make local-up-all`"
-CONFIRM_SECONDS = 45.0
+CONFIRM_SECONDS = 30.0
 PAID_MIN = 24
 BATCH = int(ON_ANVIL["PAYMENT_REQUEST_RECONCILER_BATCH_SIZE"])
 CONFIRMATIONS = int(ON_ANVIL["PAYMENT_REQUEST_RECONCILER_EVM_MIN_CONFIRMATIONS"])
@@ -134,7 +134,7 @@ def _confirmed(connection: psycopg.Connection[Any], orders: Sequence[Order], sce
     """The books when all are confirmed and at rest, or when time is up."""
     books = _books(connection, orders)
     paid = {order.id for order in orders if order.payments_minor}
-    for _ in wait_until(CONFIRM_SECONDS + 4 * scene.plan.poll_seconds):
+    for _ in wait_until(_patience(scene.plan)):
         books = _books(connection, orders)
         if not books.held and all(books.statuses[id_] == "confirmed" for id_ in paid):
             break
@@ -142,11 +142,16 @@ def _confirmed(connection: psycopg.Connection[Any], orders: Sequence[Order], sce
 
 
 def _wait(what: str, look: Callable[[], bool], place: Place, scene: Scene) -> None:
-    seconds = CONFIRM_SECONDS + 4 * scene.plan.poll_seconds
+    seconds = _patience(scene.plan)
     for _ in wait_until(seconds):
         if look():
             return
     raise Trouble(f"not within {seconds:.0f} s: {what}", _where(place))
+
+
+def _patience(plan: Plan) -> float:
+    """Who died while the database was away could not give its leases back: they have to end."""
+    return CONFIRM_SECONDS + plan.lease_seconds + 4 * plan.poll_seconds
 
 
 def _where(place: Place) -> str:

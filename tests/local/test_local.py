@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.local.parts import ROOT
 from tests.local.place import Place
+from tests.support.postgres import insert_request
 
 # direct: the supervisors speak to the PostgreSQL that they were started with
 pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.direct]
@@ -117,10 +119,12 @@ def test_two_supervisors_confirm_each_payment_once_also_while_one_is_killed_and_
 
 @pytest.mark.long
 def test_what_died_is_started_again_and_what_cannot_be_is_a_sentence(local: Local) -> None:
-    local.run("up", SERVICE_RECONCILER_REPLICAS="1")
+    # what a killed worker held while the database was away is freed by its lease's end alone
+    knobs = {"SERVICE_RECONCILER_REPLICAS": "1", "SERVICE_RECONCILER_LEASE_SECONDS": "6"}
+    local.run("up", **knobs)
     before = local.pids()
 
-    # a reboot, as the records see it: nothing that they name is ours any more
+    # as after a power cut: nothing that the records name is ours any more
     local.kill("local-0")
     local.kill("database")
     local.kill("chain")
@@ -129,14 +133,14 @@ def test_what_died_is_started_again_and_what_cannot_be_is_a_sentence(local: Loca
     assert "PostgreSQL does not run: whether a lease is left could not be seen" in local.run("down", code=1)
     assert local.run("down") == "nothing is up\n"
 
-    said = local.run("up", SERVICE_RECONCILER_REPLICAS="1")
+    said = local.run("up", **knobs)
     assert "the chain is a new one: the rows of the last one are dropped" in said
     assert not set(before.values()) & set(local.pids().values())
     assert sum(confirmed(local.run("receive-test")).values()) == 24
 
     # the database alone: what works on it moves to the new port
     local.kill("database")
-    said = local.run("up", SERVICE_RECONCILER_REPLICAS="1")
+    said = local.run("up", **knobs)
     assert "the database had died: starting it again" in said
     assert "local-0: drained in" in said
     assert "rows of the last one" not in said
@@ -146,7 +150,7 @@ def test_what_died_is_started_again_and_what_cannot_be_is_a_sentence(local: Loca
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        said = local.run("up", code=1, SERVICE_RECONCILER_REPLICAS="1", LOCAL_METRICS_PORT=port)
+        said = local.run("up", code=1, **{**knobs, "LOCAL_METRICS_PORT": port})
     assert f"port {port} of 127.0.0.1 is taken, and local-0 is to listen there" in said
     assert "choose another one with LOCAL_METRICS_PORT" in said
 
@@ -168,7 +172,14 @@ def test_with_endpoints_that_are_given_there_is_no_anvil_and_the_receive_test_sa
     assert sorted(local.pids()) == ["chain", "database"]
     assert "no supervisor is up that could confirm" in local.run("receive-test", code=1)
 
-    local.run("down", LOCAL_KEEP_DATA="0")
+    plan = Place(local.folder).plan()
+    assert plan is not None
+    with psycopg.connect(plan.database_url) as connection:
+        insert_request(connection, id="left", reconcile_lease_owner="local-9-0#1")
+    said = local.run("down", code=1, LOCAL_KEEP_DATA="0")
+    assert "a lease is left: request left, held by local-9-0#1" in said
+    assert "no lease is left" not in said
+    assert local.processes() == []
     assert not local.folder.exists()
 
 

@@ -19,6 +19,7 @@ from tests.local.parts import Part
 from tests.local.place import Place
 from tests.local.trouble import EXIT_USAGE, Trouble
 from tests.local.verdict import Books, Entry, Settlement
+from tests.support.program import wait_for
 
 BAD_KNOBS = [
     ("SERVICE_RECONCILER_ENABLED", "perhaps", "SERVICE_RECONCILER_ENABLED=perhaps: true or false"),
@@ -130,6 +131,43 @@ def test_a_part_outlives_the_command_that_started_it_and_hears_nothing_of_its_te
     finally:
         assert part.signal(signal.SIGKILL)
         assert part.has_gone(10)
+
+
+def test_one_that_does_not_drain_is_killed_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(down, "LEAVE_SECONDS", 0.3)
+    place = Place(tmp_path)
+    part = place.supervisor("local-0")
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    part.start([sys.executable, "-c", deaf], os.environ)
+    wait_for("it is deaf", lambda: "deaf" in part.log.read_text())
+
+    (fault,) = down.drain(place, [part], lambda _: None)
+
+    assert fault.startswith("local-0 did not leave within 0 s and was killed: see ")
+    assert part.pid is None
+    assert not part.record.exists()
+
+
+def test_workers_that_outlive_their_supervisor_are_waited_for_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else `up` would start another local-0 beside them. Seen to fail with `_orphans` not asked."""
+    monkeypatch.setattr(down, "LEAVE_SECONDS", 0.3)
+    place = Place(tmp_path)
+    part = place.supervisor("local-0")
+    parent = "import os, time; print(os.fork(), flush=True); time.sleep(60)"
+    part.start([sys.executable, "-c", parent, str(place.env_file("local-0"))], os.environ)
+    wait_for("it has forked", lambda: len(part.log.read_text().split()) == 2)
+    child = max(map(int, part.log.read_text().split()))
+    try:
+        assert part.signal(signal.SIGKILL)
+        assert part.has_gone(10)
+
+        faults = down.drain(place, [part], lambda _: None)
+
+        assert faults == [f"workers of local-0 are still there without it: processes {child}"]
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_two_commands_do_not_work_at_the_same_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
