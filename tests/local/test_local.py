@@ -17,6 +17,7 @@ import pytest
 from tests.local.parts import ROOT
 from tests.local.place import Place
 from tests.support.postgres import insert_request
+from tests.support.program import wait_for
 
 # direct: the supervisors speak to the PostgreSQL that they were started with
 pytestmark = [pytest.mark.service, pytest.mark.story, pytest.mark.direct]
@@ -181,6 +182,23 @@ def test_with_endpoints_that_are_given_there_is_no_anvil_and_the_receive_test_sa
     assert "no lease is left" not in said
     assert local.processes() == []
     assert not local.folder.exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seen", ["database.json", "chain-facts.json", "plan", "local-0.json"])
+def test_a_start_that_was_killed_half_way_is_finished_by_the_next(local: Local, seen: str) -> None:
+    command = [sys.executable, "-m", "tests.local", "up", "--folder", str(local.folder)]
+    knobs = {"LOCAL_METRICS_PORT": "0", "SERVICE_RECONCILER_REPLICAS": "1", "SERVICE_RECONCILER_WORKERS": "1"}
+    with subprocess.Popen(command, env={**os.environ, **knobs}, cwd=ROOT, stdout=subprocess.DEVNULL) as half:
+        wait_for(seen, lambda: (local.folder / seen).exists())
+        half.kill()
+
+    local.run("up", **knobs)
+
+    first = local.pids()
+    assert sorted(first) == ["chain", "database", "local-0"]
+    local.run("down")
+    assert local.processes() == []  # nobody was started twice and forgotten
 
 
 @pytest.mark.long

@@ -39,25 +39,34 @@ BAD_KNOBS = [
 ]
 
 
+@pytest.fixture
+def unborn(tmp_path: Path) -> Iterator[Path]:
+    """A folder in which nothing must be started; should it be, it does not run on."""
+    folder = tmp_path / "local"
+    yield folder
+    if folder.exists():
+        main(["down", "--folder", str(folder)])
+
+
 @pytest.mark.parametrize(("name", "value", "sentence"), BAD_KNOBS)
 def test_a_bad_knob_is_one_sentence_and_64(
     name: str,
     value: str,
     sentence: str,
-    tmp_path: Path,
+    unborn: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv(name, value)
 
-    assert main(["up", "--folder", str(tmp_path / "x")]) == EXIT_USAGE
+    assert main(["up", "--folder", str(unborn)]) == EXIT_USAGE
 
     out, complained = capsys.readouterr()
     assert complained.count("\n") == 1
     assert sentence in complained
     assert "secret" not in complained
     assert out == ""
-    assert not (tmp_path / "x").exists()
+    assert not unborn.exists()
 
 
 def test_all_bad_knobs_are_told_at_once() -> None:

@@ -51,7 +51,8 @@ def up(place: Place, knobs: Knobs, say: Say) -> None:
     changed = [each for each in wanted if not _runs(place, each)]
     keep = {each.part.name for each in wanted} - {each.part.name for each in changed}
     leaving = [part for part in place.supervisors() if part.name not in keep]
-    down.drain(place, leaving, say)
+    for fault in down.drain(place, leaving, say):
+        say(fault)  # nothing that keeps the others from starting: what it held comes back when its lease ends
     if knobs.is_on_anvil:
         _drop_old_worlds(server_url, url, say)
     if not knobs.is_on_anvil:
@@ -185,13 +186,10 @@ def _show(place: Place, knobs: Knobs, wanted: Sequence[Wanted], say: Say) -> Non
     say(f"{'part':<12}{'process':>8}  {'listens on':<17}{'log':<32}")
     for name, pid, address, log in rows:
         say(f"{name:<12}{pid:>8}  {address:<17}{shown(log)}")
-    say(
-        f"{len(wanted)} supervisors × {knobs.workers} workers"
-        if wanted
-        else "no supervisor: SERVICE_RECONCILER_ENABLED is false"
-    )
     if not wanted:
+        say("no supervisor: SERVICE_RECONCILER_ENABLED is false")
         return
+    say(f"{len(wanted)} supervisor{'s' if len(wanted) > 1 else ''} × {knobs.workers} workers")
     say("next:")
     program = shown(Path(sys.executable).with_name("reconsup"))
     if knobs.is_on_anvil:
