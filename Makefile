@@ -8,7 +8,7 @@ ANVIL := $(VENV)/node/.ready
 RIVALS := $(VENV)/.rivals
 ANVIL_PACKAGE := @foundry-rs/anvil@1.7.1
 PGBOUNCER := $(VENV)/.pgbouncer
-PROMTOOL := $(VENV)/.promtool
+PROMTOOL := $(VENV)/.prometheus
 POSTGRES_15 := $(VENV)/postgres-15
 PACKER := $(VENV)/packer
 # Half of the tests wait for something most of the time: three for two cores.
@@ -57,6 +57,18 @@ bench: $(RIVALS) $(ANVIL) ## measure everything: tables, and dist/bench.json (PA
 
 binary: dist/reconsup ## one file for Linux machines without Python: dist/reconsup
 
+.PHONY: local-up-all
+local-up-all: $(READY) $(ANVIL) ## PostgreSQL, a chain, 2 supervisors × 2 workers here, without containers (same knobs as service-up)
+	@$(BIN)/python -m tests.local up
+
+.PHONY: local-receive-test
+local-receive-test: $(READY) $(ANVIL) ## pays ETH and USDT there: each is confirmed once, by workers of every supervisor
+	@$(BIN)/python -m tests.local receive-test
+
+.PHONY: local-down
+local-down: $(READY) ## drains all of that and stops it (LOCAL_KEEP_DATA=0 removes its data)
+	@$(BIN)/python -m tests.local down
+
 format: $(READY) ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
@@ -100,7 +112,7 @@ $(PGBOUNCER): | $(READY)
 	@touch $@
 
 $(PROMTOOL): | $(READY)
-	@$(BIN)/python -m tests.support.tools promtool
+	@$(BIN)/python -m tests.support.tools prometheus
 	@touch $@
 
 $(POSTGRES_15): | $(READY)
