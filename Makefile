@@ -53,6 +53,9 @@ bench: $(RIVALS) $(ANVIL) ## measure everything: tables, and dist/bench.json (PA
 
 binary: dist/reconsup ## one file for Linux machines without Python: dist/reconsup
 
+.PHONY: shiv
+shiv: dist/reconsup.pyz ## one file for machines with this version of Python and nothing else: dist/reconsup.pyz
+
 format: $(READY) ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
@@ -73,16 +76,33 @@ $(RIVALS): packaging/requirements-bench.txt | $(READY)
 	@touch $@
 
 # What packs has an environment of its own, so that nothing but the service's dependencies can get in.
-$(PACKER)/.ready: packaging/requirements-binary.txt | $(READY)
+$(PACKER)/.ready: packaging/requirements-binary.txt packaging/requirements-service.txt | $(READY)
 	$(PYTHON) -m venv --clear $(PACKER)
 	$(PACKER)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/requirements-binary.txt
 	@touch $@
 
+# Nothing of the caller's environment: what is packed depends on this checkout and on the pins alone.
+PACK := env -i PATH="$$PATH" HOME=$(abspath $(PACKER)) LC_ALL=C.UTF-8 TZ=UTC PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=1767225600 \
+  ZIG_GLOBAL_CACHE_DIR=$(abspath $(PACKER))/zig ZIG_LOCAL_CACHE_DIR=$(abspath $(PACKER))/zig
+
 dist/reconsup: $(PACKER)/.ready packaging/reconsup.spec packaging/onefile.py packaging/onefile.c pyproject.toml \
   $(shell find reconsup migrations -name '*.py')
-	PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=1767225600 $(PACKER)/bin/python -m PyInstaller --noconfirm --log-level ERROR \
+	$(PACK) $(PACKER)/bin/python -m PyInstaller --noconfirm --log-level ERROR \
 	  --distpath dist --workpath $(PACKER)/work packaging/reconsup.spec
-	ZIG_GLOBAL_CACHE_DIR=$(abspath $(PACKER))/zig $(PACKER)/bin/python packaging/onefile.py dist/reconsup-folder $@
+	$(PACK) $(PACKER)/bin/python packaging/onefile.py dist/reconsup-folder $@
+
+# What the service needs, and nothing else, as pip lays it out.
+$(PACKER)/service/.ready: packaging/requirements-service.txt | $(PACKER)/.ready
+	rm -rf $(PACKER)/service
+	$(PACKER)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --no-compile \
+	  --target $(PACKER)/service -r packaging/requirements-service.txt
+	@touch $@
+
+dist/reconsup.pyz: $(PACKER)/service/.ready packaging/pyz.py packaging/pyz_start.py packaging/pyz_unpack.py pyproject.toml README.md \
+  LICENSE $(shell find reconsup migrations -name '*.py')
+	rm -rf $(PACKER)/wheel && mkdir -p dist
+	$(PACK) $(BIN)/python -m build --wheel --no-isolation --outdir $(PACKER)/wheel . >/dev/null
+	$(PACK) $(PACKER)/bin/python packaging/pyz.py $(PACKER)/service $(PACKER)/wheel/*.whl $@
 
 $(ANVIL): | $(READY)
 	@command -v npm >/dev/null \
