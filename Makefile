@@ -33,12 +33,16 @@ test-15: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(POSTGRES_15) ## those that
 test-pooler: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) ## and behind a PgBouncer in transaction mode
 	RECONSUP_TEST_POOLER=1 $(PYTEST) -m "service and not long and not direct"
 
-test-launch: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) dist/reconsup ## the stories from the wheel and the one file, as PID 1, under a service manager
-	for each in wheel+notify binary+pid1; do \
+STORIES_OF_A_START := $(addprefix tests/story/test_,entry.py launch.py main_job.py reload.py resume.py status.py stopping.py)
+
+test-launch: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) dist/reconsup dist/reconsup.pyz ## the stories from the wheel and the one files, as PID 1, under a service manager, where nothing else is
+	for each in wheel+notify binary+bare+pid1; do \
 	  RECONSUP_TEST_PROGRAM=$$each $(PYTEST) -m "service and story and not long and not planted" tests/story || exit 1; \
 	done
+	RECONSUP_TEST_PROGRAM=shiv+bare+notify $(PYTEST) -m "not long and not planted" $(STORIES_OF_A_START)
+	RECONSUP_TEST_PROGRAM=binary+bare $(PYTEST) -m "not long and not planted" tests/story/test_entry.py
 
-test-all: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(POSTGRES_15) dist/reconsup ## all of these, and the long ones
+test-all: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(POSTGRES_15) dist/reconsup dist/reconsup.pyz ## all of these, and the long ones
 	$(PYTEST)
 	$(MAKE) test-15 test-pooler test-launch
 
@@ -78,7 +82,7 @@ $(RIVALS): packaging/requirements-bench.txt | $(READY)
 # What packs has an environment of its own, so that nothing but the service's dependencies can get in.
 $(PACKER)/.ready: packaging/requirements-binary.txt packaging/requirements-service.txt | $(READY)
 	$(PYTHON) -m venv --clear $(PACKER)
-	$(PACKER)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/requirements-binary.txt
+	$(PACKER)/bin/python -I -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/requirements-binary.txt
 	@touch $@
 
 # Nothing of the caller's environment: what is packed depends on this checkout and on the pins alone.
@@ -94,7 +98,7 @@ dist/reconsup: $(PACKER)/.ready packaging/reconsup.spec packaging/onefile.py pac
 # What the service needs, and nothing else, as pip lays it out.
 $(PACKER)/service/.ready: packaging/requirements-service.txt | $(PACKER)/.ready
 	rm -rf $(PACKER)/service
-	$(PACKER)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --no-compile \
+	$(PACKER)/bin/python -I -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: --no-compile \
 	  --target $(PACKER)/service -r packaging/requirements-service.txt
 	@touch $@
 

@@ -29,7 +29,7 @@ def refuse_another_python():
         version = kind.partition("-")[2][:1] + "." + kind.partition("-")[2][1:].partition("-")[0]
         sys.stderr.write(
             "reconsup: this file needs Python " + version + " (" + kind + "), and this is " + here + ": start it with "
-            "python" + version + ", or take the one file that needs no Python\n"
+            "python" + version + ", or take the one file that needs no Python (`make binary`)\n"
         )
         sys.exit(EXIT_CONFIG)
 

@@ -1,6 +1,6 @@
 """A root file system with next to nothing in it, read-only; only /tmp (and what the kernel shows) is the machine's own.
 
-For the binary: the C library. For the shiv: the machine's programs and libraries, and a Python without a single package.
+For the binary: the C library. For the shiv: the machine's programs and libraries, and a Python without a package.
 No HOME, no /etc: no users, no host names. The pid stays what it was: each word of the command becomes the next.
 """
 
@@ -37,7 +37,7 @@ def with_a_c_library(root: Path, program: Path) -> list[str]:
     assert found is not None, "no loader"
     loader = Path(os.fsdecode(found[0]))
     _copy(loader, root, loader)
-    return _enter(root, [], [], "/") + [f"/{program.name}"]
+    return [*_enter(root, [], [], "/"), f"/{program.name}"]
 
 
 def with_a_python(root: Path, program: Path) -> list[str]:
@@ -54,7 +54,8 @@ def with_a_python(root: Path, program: Path) -> list[str]:
     for each in seen:
         (root / each.relative_to("/")).mkdir(parents=True)
     packages = [*site.getsitepackages([sys.base_prefix]), "/usr/lib/python3/dist-packages"]
-    return _enter(root, seen, [each for each in packages if Path(each).is_dir()], f"{base}/bin") + [f"/{program.name}"]
+    empty = [each for each in packages if Path(each).is_dir()]
+    return [*_enter(root, seen, empty, f"{base}/bin"), f"/{program.name}"]
 
 
 def _enter(root: Path, seen: list[Path], empty: list[str], path: str) -> list[str]:
