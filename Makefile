@@ -33,14 +33,16 @@ test-15: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(POSTGRES_15) ## those that
 test-pooler: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) ## and behind a PgBouncer in transaction mode
 	RECONSUP_TEST_POOLER=1 $(PYTEST) -m "service and not long and not direct"
 
-STORIES_OF_A_START := $(addprefix tests/story/test_,entry.py launch.py main_job.py reload.py resume.py status.py stopping.py)
+STORIES_OF_A_START := $(addprefix tests/story/test_,launch.py main_job.py reload.py resume.py status.py stopping.py)
 
 test-launch: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) dist/reconsup dist/reconsup.pyz ## the stories from the wheel and the one files, as PID 1, under a service manager, where nothing else is
 	for each in wheel+notify binary+bare+pid1; do \
 	  RECONSUP_TEST_PROGRAM=$$each $(PYTEST) -m "service and story and not long and not planted" tests/story || exit 1; \
 	done
 	RECONSUP_TEST_PROGRAM=shiv+bare+notify $(PYTEST) -m "not long and not planted" $(STORIES_OF_A_START)
-	RECONSUP_TEST_PROGRAM=binary+bare $(PYTEST) -m "not long and not planted" tests/story/test_entry.py
+	for each in binary shiv; do \
+	  RECONSUP_TEST_PROGRAM=$$each $(PYTEST) -m "not long and not planted" tests/story/test_entry.py || exit 1; \
+	done
 
 test-all: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(POSTGRES_15) dist/reconsup dist/reconsup.pyz ## all of these, and the long ones
 	$(PYTEST)

@@ -109,7 +109,7 @@ def is_whole(fd: int, sizes: dict[str, int]) -> bool:
 def extract(archive: zipfile.ZipFile, folder: Path) -> None:
     """Let shiv unpack; mark it when it is on the disk: after a loss of power lengths alone do not show what is lost."""
     unfinished = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed
+    # what a start that was killed left there is written over
     before = os.umask(0o022)
     try:
         extract_site_packages(archive, folder, force=folder.exists())

@@ -52,4 +52,4 @@ def folders(home: Path) -> list[Path]:
 
 
 def works(done: subprocess.CompletedProcess[str]) -> bool:
-    return (done.returncode, done.stderr, done.stdout.split()[0]) == (0, "", "reconsup")
+    return (done.returncode, done.stderr, done.stdout.partition(" ")[0]) == (0, "", "reconsup")
