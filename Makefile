@@ -40,7 +40,7 @@ test-launch: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) dist/reconsup dist/recon
 	  RECONSUP_TEST_PROGRAM=$$each $(PYTEST) -m "service and story and not long and not planted" tests/story || exit 1; \
 	done
 	RECONSUP_TEST_PROGRAM=shiv+bare+notify $(PYTEST) -m "not long and not planted" $(STORIES_OF_A_START)
-	for each in binary shiv; do \
+	for each in wheel binary shiv; do \
 	  RECONSUP_TEST_PROGRAM=$$each $(PYTEST) -m "not long and not planted" tests/story/test_entry.py || exit 1; \
 	done
 
