@@ -8,6 +8,7 @@ run meanwhile share with it would not be counted.
 
 import asyncio
 import os
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -57,14 +58,14 @@ def own_dependencies(folder: Path) -> None:
         (shutil.copytree if target.is_dir() else shutil.copy2)(target, link)
 
 
-def version_ms(name: str, home: Path, *, is_first: bool) -> float:
-    """`--version`, the best of some."""
+def version_ms(name: str, home: Path, *, is_first: bool) -> tuple[float, float]:
+    """`--version`, the best of some; and what it took of a processor."""
     launched = _launcher(name)
-    found = []
+    found, used = [], []
     for _ in range(STARTS):
         if is_first:
             shutil.rmtree(home, ignore_errors=True)
-        started = time.monotonic()
+        started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
             [*launched.words(), "--version"],
             check=True,
@@ -73,7 +74,9 @@ def version_ms(name: str, home: Path, *, is_first: bool) -> float:
             cwd=launched.folder,
         )
         found.append((time.monotonic() - started) * 1000)
-    return min(found)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append((after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1000)
+    return min(found), min(used)
 
 
 def ready_ms(town: Town, name: str, home: Path, *, is_first: bool) -> float:
@@ -133,7 +136,8 @@ def measure(url: str) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"": name}
             for is_first in (True, False):
                 which = "first" if is_first else "later"
-                row[f"--version ms, {which}"] = version_ms(name, home, is_first=is_first)
+                taken, used = version_ms(name, home, is_first=is_first)
+                row |= {f"--version ms, {which}": taken, f"--version CPU ms, {which}": used}
                 row[f"start → READY ms, {which}"] = ready_ms(town, name, home, is_first=is_first)
             found.append(row | memory_mb(town, name, home) | sizes(name, home))
     return found
