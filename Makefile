@@ -19,7 +19,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 .PHONY: help demo test test-15 test-pooler test-launch test-all check bench binary format clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) $(ANVIL) ## real payments on a local chain move real rows, while a worker is killed
 	@$(BIN)/reconsup demo
@@ -44,9 +44,11 @@ test-launch: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) dist/reconsup dist/recon
 	  RECONSUP_TEST_PROGRAM=$$each $(PYTEST) -m "not long and not planted" tests/story/test_entry.py || exit 1; \
 	done
 
-test-all: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(POSTGRES_15) dist/reconsup dist/reconsup.pyz ## all of these, and the long ones
-	$(PYTEST)
-	$(MAKE) test-15 test-pooler test-launch
+test-all: $(READY) $(ANVIL) $(PGBOUNCER) $(PROMTOOL) $(POSTGRES_15) dist/reconsup dist/reconsup.pyz ## the long ones, and the others on PostgreSQL 15, behind PgBouncer, from each package
+	$(PYTEST) -m long
+	RECONSUP_TEST_POSTGRES=$(POSTGRES_15) RECONSUP_TEST_POOLER=1 $(PYTEST) -m "service and not long and not direct"
+	RECONSUP_TEST_POSTGRES=$(POSTGRES_15) $(PYTEST) -m "service and not long and direct"
+	$(MAKE) test-launch
 
 check: $(READY) $(PROMTOOL) ## format, lint, types, the walls of the house, fast tests: before each commit
 	$(BIN)/ruff format --check .
