@@ -20,7 +20,7 @@ QUOTED = [" ".join(each.split()) for each in re.findall(r'"([^"]+)"', PROSE)]
 
 
 def test_every_warning_and_every_error_of_the_log_is_in_it() -> None:
-    """Seen to fail with a new `log.error("cellar_flooded", todo="…")` in the monitor, and without `fork_failed` here."""
+    """Seen to fail with a `log.error("cellar_flooded")` more in the monitor, and without `fork_failed` here."""
     events = said.loud_events()
 
     assert {event: at for event, at in events.items() if event not in NAMED} == {}

@@ -120,4 +120,4 @@ def test_the_tests_that_the_page_names_exist_and_look_for_secrets() -> None:
 
     assert len(named) >= 6
     assert [name for name in named if not (said.ROOT / name).is_file()] == []
-    assert [name for name in named if not re.search("s3cr?e?t|secret|hunter", (said.ROOT / name).read_text())] == []
+    assert [name for name in named if not re.search("s3cr|secret|hunter", (said.ROOT / name).read_text())] == []

@@ -1,0 +1,61 @@
+"""Which command of a page is run where. A command in none of these lists fails `test_every_command_is_run_or_listed`.
+
+To add one, copy it from the test's message and put it where it belongs:
+
+* `ON_STAGE`: it is run as written by tests/pages/test_commands.py, with the exit code given here, in the order of its
+  page, on a stage with a database, a chain and a supervisor. What cannot be there is put in by `STAND_INS`.
+* `ELSEWHERE`: another test runs it; say which (`tests/file.py::test_name`; the test is looked for).
+* `BY_HAND`: no test can. Say who ran it, when, and why no test can.
+
+`make` targets that .ci/run runs, and commands within a sentence that begin with `reconsup` or `make`, need no entry:
+they are parsed (by the real command line parser; the Makefile). Blocks of SQL are run; JSON, INI and TOML are read. For
+a block of any other kind (`yaml`), and for SQL that wants a stage of its own, `BLOCKS` says which test reads it.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Hand:
+    """Who ran it, when, and why no test can."""
+
+    who: str
+    when: str
+    why: str
+
+
+# As written → what stands there in the test. FOLDER is the test's own; PID the supervisor's; PORT where it listens.
+STAND_INS = {
+    "/etc/reconsup/": "FOLDER/etc/reconsup/",
+    "root:reconsup": "OWNER",  # the user and group of the tests
+    "NETWORK": "local",
+    "127.0.0.1:9464": "127.0.0.1:PORT",
+}
+
+ON_STAGE = {
+    "reconsup migrate": 0,
+    "reconsup check": 0,
+    "reconsup --workers 4": 0,
+    "reconsup status": 0,
+    "reconsup status --env-file /etc/reconsup/reconsup.env": 0,
+    "reconsup check --env-file /etc/reconsup/reconsup.env": 0,
+    "reconsup migrate --env-file /etc/reconsup/owner.env": 0,
+    "reconsup chain NETWORK resume --env-file /etc/reconsup/reconsup.env": 0,
+    "chown root:reconsup /etc/reconsup/reconsup.env": 0,
+    "chmod 0640 /etc/reconsup/reconsup.env": 0,
+}
+
+ELSEWHERE = {
+    "kill -HUP PID": "tests/story/test_reload.py",
+    "kill -USR2 PID": "tests/story/test_watchdog.py",
+}
+
+BY_HAND: dict[str, Hand] = {}
+
+# page → the first line of a block → the test that reads it
+BLOCKS: dict[str, dict[str, str]] = {
+    "packaging/SECURITY.md": {
+        "CREATE ROLE reconsup_owner LOGIN;": "tests/pages/test_security.py",
+        "GRANT USAGE ON SCHEMA app TO reconsup_run;": "tests/pages/test_security.py",
+    },
+}
