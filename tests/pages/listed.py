@@ -41,16 +41,30 @@ ON_STAGE = {
     "reconsup check --env-file /etc/reconsup/reconsup.env": 0,
     "reconsup migrate --env-file /etc/reconsup/owner.env": 0,
     "reconsup chain NETWORK resume --env-file /etc/reconsup/reconsup.env": 0,
+    "kill -HUP PID": 0,
+    "kill -USR2 PID": 0,
+    "make": 0,
+    ".venv/bin/python -m tests.test_readme settings": 0,
+    ".venv/bin/python -m tests.test_readme metrics": 0,
     "chown root:reconsup /etc/reconsup/reconsup.env": 0,
     "chmod 0640 /etc/reconsup/reconsup.env": 0,
 }
 
-ELSEWHERE = {
-    "kill -HUP PID": "tests/story/test_reload.py",
-    "kill -USR2 PID": "tests/story/test_watchdog.py",
-}
+ELSEWHERE: dict[str, str] = {}
 
-BY_HAND: dict[str, Hand] = {}
+BY_HAND: dict[str, Hand] = {
+    "make demo": Hand(
+        "the writer of these pages, in a clean clone",
+        "2026-11-24",
+        "it makes the environment that the tests themselves run in; tests/story/test_demo.py runs what it runs then",
+    ),
+    ".venv/bin/python -m pytest tests/store/test_leases.py": Hand(
+        "the writer of these pages", "2026-11-24", "every run of the tests runs these"
+    ),
+    "RECONSUP_TEST_PROGRAM=pid1 .venv/bin/python -m pytest tests/story/test_entry.py": Hand(
+        "the writer of these pages", "2026-11-24", "make test-launch runs these"
+    ),
+}
 
 # page → the first line of a block → the test that reads it
 BLOCKS: dict[str, dict[str, str]] = {

@@ -120,7 +120,7 @@ def without_comment(line: str) -> str:
 
 def program(text: str) -> str:
     """The program that a command starts: its first word, after what may stand before."""
-    return BEFORE.sub("", text, count=1).split(" ")[0]
+    return BEFORE.sub("", text, count=1).split(" ")[0].removeprefix(".venv/bin/")
 
 
 def usages(text: str) -> list[list[str]]:
