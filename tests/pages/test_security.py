@@ -99,6 +99,7 @@ def columns(database: Database) -> set[str]:
 
 
 @pytest.mark.story
+@pytest.mark.long
 def test_with_the_environment_file_no_secret_is_in_the_process_list(database: Database, tmp_path: Path) -> None:
     """Of the supervisor and of all its children. Seen to fail with the URL given as a flag."""
     file = tmp_path / "reconsup.env"
