@@ -36,12 +36,13 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command as it is written; `is_inline`: within a sentence."""
+    """One command as it is written; `is_inline`: within a sentence. `first`: the first line of its block."""
 
     page: str
     line: int
     text: str
     is_inline: bool = False
+    first: str = ""
 
     @property
     def place(self) -> str:
@@ -74,7 +75,7 @@ def commands(page: str, text: str | None = None) -> Iterator[Command]:
     for block in blocks(page, text):
         if block.kind in SHELL + SESSION:
             for number, line in _logical_lines(block):
-                yield Command(page, block.line + number, line)
+                yield Command(page, block.line + number, line, first=block.text.split("\n")[0])
         elif block.kind in ("", *PICTURES):
             for number, line in enumerate(block.text.splitlines(), 1):
                 is_command = line.startswith("$ ") or (line.split(" ")[0] in PROGRAMS - {"reconsup", "make"})

@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import urllib.request
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ def stage(database: Database, anvil: Anvil, tmp_path: Path) -> Stage:
     programs.mkdir()
     (programs / "reconsup").write_text(f'#!/bin/sh\nexec {shlex.join(launcher.chosen().words())} "$@"\n')
     (programs / "reconsup").chmod(0o755)
+    (programs / "python").symlink_to(sys.executable)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("RECONSUP_", "PAYMENT_"))},
         **launcher.chosen().variables,
