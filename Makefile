@@ -8,7 +8,7 @@ ANVIL := $(VENV)/node/.ready
 RIVALS := $(VENV)/.rivals
 ANVIL_PACKAGE := @foundry-rs/anvil@1.7.1
 PGBOUNCER := $(VENV)/.pgbouncer
-PROMTOOL := $(VENV)/.promtool
+PROMTOOL := $(VENV)/.prometheus
 POSTGRES_15 := $(VENV)/postgres-15
 PACKER := $(VENV)/packer
 # Half of the tests wait for something most of the time: three for two cores.
@@ -112,7 +112,7 @@ $(PGBOUNCER): | $(READY)
 	@touch $@
 
 $(PROMTOOL): | $(READY)
-	@$(BIN)/python -m tests.support.tools promtool
+	@$(BIN)/python -m tests.support.tools prometheus
 	@touch $@
 
 $(POSTGRES_15): | $(READY)

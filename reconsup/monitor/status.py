@@ -10,7 +10,10 @@ from datetime import UTC, datetime
 
 from reconsup.fleet.scoreboard import CellView, Load
 from reconsup.fleet.slot import SPARE, Cause, WorkerState
+from reconsup.payments.request import Status
 from reconsup.store.backlog import Backlog, Census, NetworkState
+
+FAILURES = (Cause.CRASH, Cause.SIGNAL, Cause.BOOT, Cause.HANG)  # what a crash loop is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,20 +149,28 @@ Readings = dict[str, dict[tuple[str, ...], float]]
 
 def readings(fleet: Fleet, known: Known, now: float) -> Readings:
     """What the monitor itself puts on /metrics: name → labels → value. What is not known is left out."""
-    found = _fleet_readings(fleet, now)
     backlog = known.fresh_backlog(now)
+    found = _fleet_readings(fleet, now)
+    found["reconsup_ready"] = {(): float(readiness(fleet, known, now) is None)}
+    found["reconsup_database_answers"] = {(): float(known.problem is None and backlog is not None)}
     if backlog is not None:
         found |= _backlog_readings(backlog, known.lease_seconds)
         if known.census is not None:
+            found["reconsup_requests"] = {(state,): known.census.by_status.get(state, 0) for state in Status}
+            found["reconsup_census_age_seconds"] = {(): round(now - known.census_at, 1)}
             found["reconsup_unserved_requests"] = {(): known.census.unserved}
+            found["reconsup_nobodys_requests"] = {(): known.census.nobodys}
             found["reconsup_row_errors"] = {(reason,): n for reason, n in known.census.row_errors.items()}
     return found
 
 
 def _fleet_readings(fleet: Fleet, now: float) -> Readings:
     states = [worker.state for worker in fleet.workers]
+    # a seat's first death is a step from 0, which Prometheus would not see of a number that was not there before
+    counts: dict[tuple[int, Cause], int] = {(worker.slot, cause): 0 for worker in fleet.workers for cause in FAILURES}
     restarts: dict[tuple[str, ...], float] = {
-        ("spare" if slot == SPARE else str(slot), str(cause)): count for (slot, cause), count in fleet.restarts.items()
+        ("spare" if slot == SPARE else str(slot), str(cause)): count
+        for (slot, cause), count in {**counts, **fleet.restarts}.items()
     }
     memory: dict[tuple[str, ...], float] = {
         (str(worker.slot),): worker.memory_bytes for worker in fleet.workers if worker.memory_bytes is not None
@@ -193,6 +204,9 @@ def _backlog_readings(backlog: Backlog, lease_seconds: float) -> Readings:
         "reconsup_chain_scanned": each({name: state.scanned for name, state in networks.items()}),
         "reconsup_span_blocks_left": each({name: state.span_blocks_left for name, state in networks.items()}),
         "reconsup_chain_lag_seconds": each({name: state.lag_seconds for name, state in networks.items()}),
+        "reconsup_chain_at_head": each(
+            {name: _figure(_is_at_head(state, lease_seconds)) for name, state in networks.items()}
+        ),
         "reconsup_chain_stopped": each({name: float(bool(state.stop_reason)) for name, state in networks.items()}),
         "reconsup_rpc_disagreement": each(
             {name: _figure(_disagrees(state, lease_seconds)) for name, state in networks.items()}

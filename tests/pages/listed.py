@@ -65,6 +65,8 @@ ELSEWHERE: dict[str, str] = {
     "make spec-lint": "tests/specs/test_lint.py::test_nothing_is_wrong_with_the_pages",
 }
 
+UNITS = "whoever tries the units under a real systemd"
+
 BY_HAND: dict[str, Hand] = {
     "make demo": Hand(
         "the writer of these pages, in a clean clone",
@@ -75,6 +77,12 @@ BY_HAND: dict[str, Hand] = {
         "nobody for these pages: the CI, through make test-all",
         "2026-11-24",
         "it runs the stories: it is a test itself",
+    ),
+    "systemctl status reconsup": Hand(UNITS, "2026-11-24", "the tests have no systemd as PID 1"),
+    "systemctl reload reconsup": Hand(UNITS, "2026-11-24", "the tests have no systemd as PID 1"),
+    "journalctl -k": Hand("the writer of these pages", "2026-11-24", "it shows the machine's own log"),
+    'make bench PARTS="claims writes"': Hand(
+        "the writer of these pages, in a clean clone", "2026-11-24", "it measures for minutes"
     ),
     "make binary": Hand(
         "the writer of the one file", "2026-11-24", "make test-launch makes it before its tests; it takes minutes"

@@ -1,8 +1,8 @@
 """Other people's programs that tests run against: found on this machine, or fetched into .venv without root.
 
-`python -m tests.support.tools postgres-15` (or `pgbouncer`, `promtool`) is what make calls. It ends with 1 and one
+`python -m tests.support.tools postgres-15` (or `pgbouncer`, `prometheus`) is what make calls. It ends with 1 and one
 sentence that says what to install where it can do neither. Tests only look. RECONSUP_TEST_TOOLS: another folder than
-.venv for promtool.
+.venv for promtool and prometheus.
 """
 
 import json
@@ -20,7 +20,7 @@ POSTGRES_15 = VENV / "postgres-15"  # a link to the folder with initdb and postg
 POSTGRES_15_DEBIAN = Path("/usr/lib/postgresql/15/bin")
 POSTGRES_15_VERSION = "15.18.0-beta.17"
 PGBOUNCER = VENV / "pgbouncer"  # Debian packages, unpacked
-PROMTOOL = Path(os.environ.get("RECONSUP_TEST_TOOLS", VENV)) / "promtool"  # out of Debian's package
+PROMETHEUS = Path(os.environ.get("RECONSUP_TEST_TOOLS", VENV))  # the folder of both, out of Debian's package
 
 
 class Missing(Exception):
@@ -53,28 +53,39 @@ def fetch_pgbouncer() -> None:
 
 
 def promtool() -> Path:
-    """Prometheus's own judge of metrics pages."""
-    if found := shutil.which("promtool"):
+    """Prometheus's own judge of metrics pages and rules."""
+    return _of_prometheus("promtool")
+
+
+def prometheus() -> Path:
+    """The server."""
+    return _of_prometheus("prometheus")
+
+
+def _of_prometheus(name: str) -> Path:
+    if found := shutil.which(name):
         return Path(found)
-    if not PROMTOOL.exists():
-        raise Missing("promtool is not here: run `make test`, which fetches it, or install the package prometheus")
-    return PROMTOOL
+    if not (PROMETHEUS / name).exists():
+        raise Missing(f"{name} is not here: run `make test`, which fetches it, or install the package prometheus")
+    return PROMETHEUS / name
 
 
-def fetch_promtool() -> None:
-    """From the PATH, else out of Debian's package, of which the server is left behind."""
+def fetch_prometheus() -> None:
+    """Judge and server, from the PATH, else out of Debian's package; that leaves the server's configuration behind."""
     try:
-        path = promtool()
+        paths = (promtool(), prometheus())
     except Missing:
         with tempfile.TemporaryDirectory() as folder:
             _unpack_debian("prometheus", Path(folder), with_libraries=False)  # it is written in Go
-            PROMTOOL.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(Path(folder) / "usr/bin/promtool", PROMTOOL)
-        path = promtool()
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    if said.returncode != 0:
-        raise Missing(f"promtool does not run here ({said.stderr.strip()}): install the package prometheus")
-    print(f"{said.stdout.splitlines()[0]}: {path}")
+            PROMETHEUS.mkdir(parents=True, exist_ok=True)
+            for name in ("promtool", "prometheus"):
+                shutil.move(Path(folder) / "usr/bin" / name, PROMETHEUS / name)
+        paths = (promtool(), prometheus())
+    for path in paths:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        if said.returncode != 0:
+            raise Missing(f"{path.name} does not run here ({said.stderr.strip()}): install the package prometheus")
+        print(f"{said.stdout.splitlines()[0]}: {path}")
 
 
 def _unpack_debian(package: str, target: Path, *, with_libraries: bool = True) -> None:
@@ -142,7 +153,7 @@ def _unpack_npm(folder: Path) -> Path:
 TOOLS: Mapping[str, Callable[[], None]] = {
     "pgbouncer": fetch_pgbouncer,
     "postgres-15": fetch_postgres_15,
-    "promtool": fetch_promtool,
+    "prometheus": fetch_prometheus,
 }
 
 
