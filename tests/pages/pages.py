@@ -32,6 +32,7 @@ class Block:
     line: int
     kind: str
     text: str
+    is_marked: bool = False  # <!-- run: … --> stands above it: a test of its page takes the block by that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Command:
     text: str
     is_inline: bool = False
     first: str = ""
+    is_marked: bool = False
 
     @property
     def place(self) -> str:
@@ -66,7 +68,9 @@ def blocks(page: str, text: str | None = None) -> Iterator[Block]:
     for found in re.finditer(r"^( *)(```+)([^\n`]*)\n(.*?)^\1\2 *$", text, re.MULTILINE | re.DOTALL):
         kind = found[3].strip().split(" ")[0]
         body = re.sub(rf"^{found[1]}", "", found[4], flags=re.MULTILINE)
-        yield Block(page, text[: found.start()].count("\n") + 1, kind, body)
+        above = text[: found.start()].rstrip("\n").rpartition("\n")[2]
+        is_marked = re.match(r"\s*<!-- (run|lines): ", above) is not None
+        yield Block(page, text[: found.start()].count("\n") + 1, kind, body, is_marked)
 
 
 def commands(page: str, text: str | None = None) -> Iterator[Command]:
@@ -75,7 +79,9 @@ def commands(page: str, text: str | None = None) -> Iterator[Command]:
     for block in blocks(page, text):
         if block.kind in SHELL + SESSION:
             for number, line in _logical_lines(block):
-                yield Command(page, block.line + number, line, first=block.text.split("\n")[0])
+                yield Command(
+                    page, block.line + number, line, first=block.text.split("\n")[0], is_marked=block.is_marked
+                )
         elif block.kind in ("", *PICTURES):
             for number, line in enumerate(block.text.splitlines(), 1):
                 is_command = line.startswith("$ ") or (line.split(" ")[0] in PROGRAMS - {"reconsup", "make"})

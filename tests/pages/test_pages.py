@@ -29,6 +29,10 @@ def is_run(command: pages.Command) -> bool:
     text = command.text
     if any(text in known for known in (listed.ON_STAGE, listed.ELSEWHERE, listed.BY_HAND)):
         return True
+    if command.is_marked and (ROOT / listed.MARKED.get(command.page, "nobody")).is_file():
+        return True
+    if command.is_inline and re.fullmatch(r"systemctl ([a-z-]+|edit .*)", text):  # only named, or an editor
+        return True
     if command.first and command.first in listed.BLOCKS.get(command.page, {}):
         return True
     if pages.program(text) == "make":
@@ -219,6 +223,7 @@ Say `make demo` or ``make x``, `reconsup` or `status`; `reconsup status [--all\\
    EOF
    ```
 
+<!-- run: more -->
 ```console
 $ ls -l
 total 0
@@ -231,6 +236,7 @@ total 0
         ("make demo", True),
         ("reconsup status [--all|--json]", True),
     ]
+    assert [each.text for each in pages.commands("x", text) if each.is_marked] == ["ls -l"]
     with pytest.raises(AssertionError, match="not marked sh"):
         list(pages.commands("x", "```\ncurl x\n```\n"))
     assert pages.usages("sudo -u b X=1 a [b|c] d [e]") == [["a", "d"], ["a", "b", "d", "e"], ["a", "c", "d", "e"]]
