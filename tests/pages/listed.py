@@ -74,11 +74,6 @@ BY_HAND: dict[str, Hand] = {
         "2026-11-24",
         "it makes the environment that the tests themselves run in; tests/story/test_demo.py runs what it runs then",
     ),
-    "make test-launch": Hand(
-        "nobody for these pages: the CI, through make test-all",
-        "2026-11-24",
-        "it runs the stories: it is a test itself",
-    ),
     "systemctl status reconsup": Hand(UNITS, "2026-11-24", "the tests have no systemd as PID 1"),
     "systemctl reload reconsup": Hand(UNITS, "2026-11-24", "the tests have no systemd as PID 1"),
     "journalctl -k": Hand("the writer of these pages", "2026-11-24", "it shows the machine's own log"),
