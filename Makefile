@@ -57,6 +57,10 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
 
+.PHONY: deb
+deb: dist/reconsup ## a Debian package of it, with units and settings: dist/reconsup_VERSION_ARCH.deb
+	$(PYTHON) packaging/deb/build.py dist/reconsup dist
+
 clean: ## remove what make made here
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
