@@ -57,10 +57,6 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
 
-.PHONY: deb
-deb: dist/reconsup ## a Debian package of it, with units and settings: dist/reconsup_VERSION_ARCH.deb
-	$(PYTHON) packaging/deb/build.py dist/reconsup dist
-
 clean: ## remove what make made here
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -105,3 +101,14 @@ $(PROMTOOL): | $(READY)
 
 $(POSTGRES_15): | $(READY)
 	@$(BIN)/python -m tests.support.tools postgres-15
+
+# systemd: units, the settings file, the Debian package
+.PHONY: deb
+deb: dist/reconsup ## a Debian package with units and settings: dist/reconsup_VERSION_ARCH.deb
+	$(PYTHON) packaging/deb/build.py dist/reconsup dist
+
+SYSTEMD_ANALYZE := $(VENV)/.systemd-analyze
+check test test-15 test-pooler test-all: $(SYSTEMD_ANALYZE)
+$(SYSTEMD_ANALYZE): | $(READY)
+	@$(BIN)/python -m tests.support.tools systemd-analyze
+	@touch $@
