@@ -16,8 +16,8 @@ PRICE = 10**12
 PAUSE_SECONDS = 0.05
 PATIENCE_SECONDS = 90.0
 _NEW = """
-INSERT INTO app.payment_requests (id, chain, network, asset, status, address_canonical, address_scheme, derivation_index,
-                                  chain_id, expires_at, expected_amount_minor)
+INSERT INTO app.payment_requests (id, chain, network, asset, status, address_canonical, address_scheme,
+                                  derivation_index, chain_id, expires_at, expected_amount_minor)
 VALUES (%s, 'ethereum', 'anvil', 'ETH', 'pending', %s, 'evm_bip44', %s, 31337, now() + interval '1 hour', %s)
 """
 

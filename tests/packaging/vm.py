@@ -1,8 +1,8 @@
-"""packaging/INSTALL.md, line by line, on a bare Debian 12 whose PID 1 is systemd; then all that may happen to a service.
+"""packaging/INSTALL.md, line by line, on a bare Debian 12 whose PID 1 is systemd; then all that may happen.
 
-`python -m tests.packaging.vm dist/reconsup_….deb [LATER.deb]`, by hand, as root: takes some minutes, Debian's archive and two
-packages of the host's (mmdebstrap, systemd-container). LATER is a package of a later version; without it the same program
-is packed again as one. RECONSUP_VM_BASE: a folder in which the bare file system is kept for the next time.
+`python -m tests.packaging.vm dist/reconsup_….deb [LATER.deb]`, by hand, as root: takes eight minutes, Debian's archive and
+two packages of the host's (mmdebstrap, systemd-container). LATER is a package of a later version; without it the same
+program is packed again as one. RECONSUP_VM_BASE: a folder in which the bare file system is kept for the next time.
 
 Only `nano` is not run as written: it is where a person writes lines, and they are written.
 """
@@ -25,7 +25,14 @@ from tests.packaging.machine import Machine
 PAGE = (test_units.ROOT / "packaging/INSTALL.md").read_text()
 DATABASE = "postgresql://reconsup:choose-one@127.0.0.1:5432/payments"
 NODE = "http://127.0.0.1:8545"
-LINES = f'DATABASE_URL={DATABASE}\\nPAYMENT_REQUEST_EVM_RPC_URLS_JSON={{"anvil": "{NODE}"}}\\nPAYMENT_REQUEST_RECONCILER_POLL_INTERVAL_SECONDS=1\\n'
+LINES = "".join(
+    f"{line}\\n"
+    for line in (
+        f"DATABASE_URL={DATABASE}",
+        f'PAYMENT_REQUEST_EVM_RPC_URLS_JSON={{"anvil": "{NODE}"}}',
+        "PAYMENT_REQUEST_RECONCILER_POLL_INTERVAL_SECONDS=1",
+    )
+)
 ENV = "/etc/reconsup/reconsup.env"
 MAIN_PID = "$(systemctl show -p MainPID --value reconsup)"
 READY = "curl -sf http://127.0.0.1:9464/readyz"
