@@ -137,7 +137,7 @@ def build(program: Path, target_folder: Path) -> Path:
         # the one file is packed already
         command = ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", "root", "made.deb"]
         environment = {**os.environ, "SOURCE_DATE_EPOCH": EPOCH}
-        subprocess.run(command, cwd=scratch, env=environment, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        subprocess.run(command, cwd=scratch, env=environment, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own words
         unfinished = target.with_name(f".{target.name}")
         shutil.copyfile(Path(scratch, "made.deb"), unfinished)
         unfinished.replace(target)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import zlib
 from collections.abc import Iterator
@@ -238,25 +239,67 @@ def test_the_install_page_has_five_commands() -> None:
     assert len(block.splitlines()) == 5
 
 
-class TestTheScriptThatWaits:
-    """after-stop, with processes of its own kind and cgroup around it."""
+UNIT_CGROUP = "0::/system.slice/reconsup.service\n"
 
-    @pytest.fixture
-    def kin(self, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-        """A process that is called reconsup and sits in our cgroup, as a worker does in the unit's."""
-        link = tmp_path / "reconsup"
-        link.symlink_to("/bin/sleep")
-        with subprocess.Popen([link, "60"]) as process:
-            yield process
-            process.kill()
 
-    def test_it_waits_until_the_workers_have_left(self, kin: subprocess.Popen[bytes]) -> None:
-        waiting = subprocess.Popen([SYSTEMD / "after-stop"])
-        with pytest.raises(subprocess.TimeoutExpired):
-            waiting.wait(0.5)
-        kin.terminate()
-        kin.wait(5)
-        assert waiting.wait(5) == 0
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """A /proc of the script's own: it ends processes, and must find none but ours."""
+    path = tmp_path / "proc"
+    told(path, "self", UNIT_CGROUP)
+    return path
+
+
+def told(proc: Path, pid: int | str, cgroup: str, name: str = "reconsup") -> None:
+    (proc / str(pid)).mkdir(parents=True)
+    (proc / str(pid) / "comm").write_text(f"{name}\n")
+    (proc / str(pid) / "cgroup").write_text(f"9:name=systemd:/some\n{cgroup}")
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def after_stop(proc: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([SYSTEMD / "after-stop", proc])
+
+
+def test_after_a_killed_supervisor_its_workers_are_waited_for(proc: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    """Seen to fail with one try."""
+    told(proc, sleeper.pid, UNIT_CGROUP)
+    waiting = after_stop(proc)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(0.5)
+    (proc / str(sleeper.pid) / "comm").unlink()  # it has left
+    assert waiting.wait(5) == 0
+    assert sleeper.poll() is None
+
+
+@pytest.mark.long
+def test_a_worker_that_does_not_leave_is_killed_in_the_end(proc: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    told(proc, sleeper.pid, UNIT_CGROUP)
+    assert after_stop(proc).wait(30) == 0
+    assert sleeper.wait(5) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("name", "cgroup"),
+    [("reconsup", "0::/system.slice/reconsup@shop.service\n"), ("sh", UNIT_CGROUP)],
+    ids=["another-instance", "the-script-itself"],
+)
+def test_others_are_not_waited_for(proc: Path, name: str, cgroup: str, sleeper: subprocess.Popen[bytes]) -> None:
+    told(proc, sleeper.pid, cgroup, name)
+    assert after_stop(proc).wait(5) == 0
+
+
+def test_outside_of_a_unit_the_script_waits_for_nobody(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    """Else somebody who tries it in a shell would end every reconsup beside it. Seen to fail without the guard."""
+    told(tmp_path / "proc", "self", "0::/\n")
+    told(tmp_path / "proc", sleeper.pid, "0::/\n")
+    assert after_stop(tmp_path / "proc").wait(5) == 0
 
 
 def make_onefile(path: Path, *contents: bytes) -> Path:

@@ -1,8 +1,8 @@
 """packaging/INSTALL.md, line by line, on a bare Debian 12 whose PID 1 is systemd; then all that may happen.
 
-`python -m tests.packaging.vm dist/reconsup_….deb [LATER.deb]`, by hand, as root: takes eight minutes, Debian's archive and
-two packages of the host's (mmdebstrap, systemd-container). LATER is a package of a later version; without it the same
-program is packed again as one. RECONSUP_VM_BASE: a folder in which the bare file system is kept for the next time.
+`python -m tests.packaging.vm dist/reconsup_….deb [LATER.deb]`, by hand, as root: takes eight minutes, Debian's archive
+and two packages of the host's (mmdebstrap, systemd-container). LATER is a package of a later version; without it the
+same program is packed again as one. RECONSUP_VM_BASE: a folder in which the bare file system is kept for the next time.
 
 Only `nano` is not run as written: it is where a person writes lines, and they are written.
 """
