@@ -48,10 +48,26 @@ check: $(READY) $(PROMTOOL) ## format, lint, types, the walls of the house, fast
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not service and not story and not long"
 
+.PHONY: spec-lint
+spec-lint: $(READY) ## what the pages name exists: front matter, links, requirements ↔ tasks ↔ tests (make check does it too)
+	@$(BIN)/python -m tests.specs.lint
+
 bench: $(RIVALS) $(ANVIL) ## measure everything: tables, and dist/bench.json (PARTS="takeover writes" for some of it)
 	$(BIN)/python -m tests.bench $(PARTS)
 
 binary: dist/reconsup ## one file for Linux machines without Python: dist/reconsup
+
+.PHONY: local-up-all
+local-up-all: $(READY) $(ANVIL) ## PostgreSQL, a chain, 2 supervisors × 2 workers here, without containers (same knobs as service-up)
+	@$(BIN)/python -m tests.local up
+
+.PHONY: local-receive-test
+local-receive-test: $(READY) $(ANVIL) ## pays ETH and USDT there: each is confirmed once, by workers of every supervisor
+	@$(BIN)/python -m tests.local receive-test
+
+.PHONY: local-down
+local-down: $(READY) ## drains all of that and stops it (LOCAL_KEEP_DATA=0 removes its data)
+	@$(BIN)/python -m tests.local down
 
 format: $(READY) ## put the code into shape
 	$(BIN)/ruff format .
