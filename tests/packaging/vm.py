@@ -36,7 +36,13 @@ LINES = "".join(
 ENV = "/etc/reconsup/reconsup.env"
 MAIN_PID = "$(systemctl show -p MainPID --value reconsup)"
 READY = "curl -sf http://127.0.0.1:9464/readyz"
-WORK = "UPDATE app.payment_requests SET next_reconcile_at = now() WHERE status = 'confirmed'"
+CROWD = """
+INSERT INTO app.payment_requests (id, chain, network, asset, status, address_canonical, address_scheme,
+                                  derivation_index, chain_id, expires_at, expected_amount_minor)
+SELECT 'crowd_' || n, 'ethereum', 'anvil', 'ETH', 'pending', '0x' || lpad(to_hex(n), 40, '0'), 'evm_bip44', n, 31337,
+       now() + interval '1 hour', 1 FROM generate_series(1, 5000) AS n ON CONFLICT DO NOTHING
+"""
+WORK = "UPDATE app.payment_requests SET next_reconcile_at = now() WHERE id LIKE 'crowd%'"
 
 
 class Story:
@@ -77,6 +83,7 @@ class Story:
 
     def busy(self) -> None:
         """Give the workers something to hold, and wait until they hold it."""
+        self.sql(CROWD)
         self.sql(WORK)
         held = "SELECT count(*) > 50 FROM app.payment_requests WHERE reconcile_lease_owner IS NOT NULL"
         for _ in range(50):
