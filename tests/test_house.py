@@ -27,7 +27,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "chain": (),
         "store": (),
         "fleet": (),
-        "monitor.metrics": ("monitor.folder", "monitor.tally"),
+        "monitor.metrics": ("monitor.counting", "monitor.folder", "monitor.tally"),
         "pulse": (),
     },
     {"worker": (), "fleet.supervisor": (), "monitor": (), "check": (), "resume": (), "status": (), "demo": ()},  # loops

@@ -36,6 +36,14 @@ def worker_id(base: str, number: int) -> str:
     return f"{base}-{_NAMES.get(number, number)}"
 
 
+def signal_name(number: int) -> str:
+    """SIGKILL for 9."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"SIG{number}"
+
+
 class WorkerState(StrEnum):
     """What sits in a slot. booting → ready → draining → dead → backoff | parked, and again."""
 

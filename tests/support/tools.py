@@ -2,7 +2,7 @@
 
 `python -m tests.support.tools postgres-15` (or another of TOOLS) is what make calls. It ends with 1 and one sentence
 that says what to install where it can do neither. Tests only look. RECONSUP_TEST_TOOLS: another folder than .venv for
-promtool.
+promtool, prometheus and chromium.
 """
 
 import json
@@ -21,7 +21,8 @@ POSTGRES_15_DEBIAN = Path("/usr/lib/postgresql/15/bin")
 POSTGRES_15_VERSION = "15.18.0-beta.17"
 PGBOUNCER = VENV / "pgbouncer"  # Debian packages, unpacked
 SYSTEMD = VENV / "systemd"  # Debian packages, unpacked: only systemd-analyze is run
-PROMTOOL = Path(os.environ.get("RECONSUP_TEST_TOOLS", VENV)) / "promtool"  # out of Debian's package
+PROMETHEUS = Path(os.environ.get("RECONSUP_TEST_TOOLS", VENV))  # the folder of both, out of Debian's package
+CHROMIUM = PROMETHEUS / "chromium"  # Debian packages, unpacked
 
 
 class Missing(Exception):
@@ -54,28 +55,90 @@ def fetch_pgbouncer() -> None:
 
 
 def promtool() -> Path:
-    """Prometheus's own judge of metrics pages."""
-    if found := shutil.which("promtool"):
+    """Prometheus's own judge of metrics pages and rules."""
+    return _of_prometheus("promtool")
+
+
+def prometheus() -> Path:
+    """The server."""
+    return _of_prometheus("prometheus")
+
+
+def _of_prometheus(name: str) -> Path:
+    if found := shutil.which(name):
         return Path(found)
-    if not PROMTOOL.exists():
-        raise Missing("promtool is not here: run `make test`, which fetches it, or install the package prometheus")
-    return PROMTOOL
+    if not (PROMETHEUS / name).exists():
+        raise Missing(f"{name} is not here: run `make test`, which fetches it, or install the package prometheus")
+    return PROMETHEUS / name
 
 
-def fetch_promtool() -> None:
-    """From the PATH, else out of Debian's package, of which the server is left behind."""
+def fetch_prometheus() -> None:
+    """Judge and server, from the PATH, else out of Debian's package; that leaves the server's configuration behind."""
     try:
-        path = promtool()
+        paths = (promtool(), prometheus())
     except Missing:
         with tempfile.TemporaryDirectory() as folder:
             _unpack_debian("prometheus", Path(folder), with_libraries=False)  # it is written in Go
-            PROMTOOL.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(Path(folder) / "usr/bin/promtool", PROMTOOL)
-        path = promtool()
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+            PROMETHEUS.mkdir(parents=True, exist_ok=True)
+            for name in ("promtool", "prometheus"):
+                shutil.move(Path(folder) / "usr/bin" / name, PROMETHEUS / name)
+        paths = (promtool(), prometheus())
+    for path in paths:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        if said.returncode != 0:
+            raise Missing(f"{path.name} does not run here ({said.stderr.strip()}): install the package prometheus")
+        print(f"{said.stdout.splitlines()[0]}: {path}")
+
+
+def chromium() -> tuple[Path, Mapping[str, str]]:
+    """A browser without a window, and the environment that it needs."""
+    for name in ("chromium-headless-shell", "chromium"):
+        if found := shutil.which(name):
+            return Path(found), {}
+    fetched = CHROMIUM / "usr/lib/chromium/chromium-headless-shell"
+    if not fetched.exists():
+        raise Missing("chromium is not here: run `make test-all`, which fetches it, or install the package chromium")
+    libraries = sorted({str(library.parent) for library in CHROMIUM.rglob("lib*.so*")})
+    return fetched, {"LD_LIBRARY_PATH": ":".join(libraries), "FONTCONFIG_FILE": str(CHROMIUM / "fonts.conf")}
+
+
+def fetch_chromium() -> None:
+    """From the PATH, else out of Debian's packages: the browser and what this machine lacks of what it needs."""
+    try:
+        path, environment = chromium()
+    except Missing:
+        _unpack_missing("chromium-headless-shell", CHROMIUM)
+        fonts = "".join(f"<dir>{each}</dir>" for each in ("/usr/share/fonts", CHROMIUM / "usr/share/fonts"))
+        fonts += f"<cachedir>{CHROMIUM / 'cache'}</cachedir>"
+        for family in ("sans-serif", "Helvetica", "Arial"):
+            fonts += f"<alias><family>{family}</family><prefer><family>DejaVu Sans</family></prefer></alias>"
+        (CHROMIUM / "fonts.conf").write_text(f"<fontconfig>{fonts}</fontconfig>")
+        path, environment = chromium()
+    said = subprocess.run([path, "--version"], env={**os.environ, **environment}, capture_output=True, text=True)
     if said.returncode != 0:
-        raise Missing(f"promtool does not run here ({said.stderr.strip()}): install the package prometheus")
-    print(f"{said.stdout.splitlines()[0]}: {path}")
+        raise Missing(f"chromium does not run here ({said.stderr.strip()}): install the package chromium")
+    print(f"{said.stdout.strip()}: {path}")
+
+
+def _unpack_missing(package: str, target: Path) -> None:
+    """Unpack a package and all that would have to be installed with it, beside the system: nothing is installed."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise Missing(f"{package} is needed and this machine has no apt to fetch it with: install chromium")
+    if not _names(package) and os.geteuid() == 0:
+        subprocess.run(["apt-get", "update", "-qq"], check=False)  # a fresh container has no lists yet
+    simulated = ["apt-get", "install", "--simulate", "--no-install-recommends", package, "fonts-dejavu-core"]
+    said = subprocess.run(simulated, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    names = re.findall(r"^Inst (\S+)", said.stdout, re.MULTILINE)
+    if package not in names:
+        raise Missing(f"apt cannot tell what {package} needs ({said.stderr.strip()}): install the package chromium")
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(["apt-get", "download", "-qq", *names], cwd=folder, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Missing(f"apt could not download {package} ({done.stderr.strip()}): install the package chromium")
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for archive in sorted(Path(folder).glob("*.deb")):
+            subprocess.run(["dpkg", "-x", archive, target], check=True)
 
 
 def systemd_analyze() -> tuple[Path, Mapping[str, str]]:
@@ -165,9 +228,10 @@ def _unpack_npm(folder: Path) -> Path:
 
 
 TOOLS: Mapping[str, Callable[[], None]] = {
+    "chromium": fetch_chromium,
     "pgbouncer": fetch_pgbouncer,
     "postgres-15": fetch_postgres_15,
-    "promtool": fetch_promtool,
+    "prometheus": fetch_prometheus,
     "systemd-analyze": fetch_systemd_analyze,
 }
 
