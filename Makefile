@@ -153,3 +153,14 @@ test-all: $(CHROMIUM)
 $(CHROMIUM): | $(READY)
 	@$(BIN)/python -m tests.support.tools chromium
 	@touch $@
+
+# systemd: units, the settings file, the Debian package
+.PHONY: deb
+deb: dist/reconsup ## a Debian package with units and settings: dist/reconsup_VERSION_ARCH.deb
+	$(PYTHON) packaging/deb/build.py dist/reconsup dist
+
+SYSTEMD_ANALYZE := $(VENV)/.systemd-analyze
+check test test-15 test-pooler test-all: $(SYSTEMD_ANALYZE)
+$(SYSTEMD_ANALYZE): | $(READY)
+	@$(BIN)/python -m tests.support.tools systemd-analyze
+	@touch $@

@@ -1,8 +1,8 @@
 """Other people's programs that tests run against: found on this machine, or fetched into .venv without root.
 
-`python -m tests.support.tools postgres-15` (or `chromium`, `pgbouncer`, `prometheus`) is what make calls. It ends with
-1 and one sentence that says what to install where it can do neither. Tests only look. RECONSUP_TEST_TOOLS: another
-folder than .venv for promtool, prometheus and chromium.
+`python -m tests.support.tools postgres-15` (or another of TOOLS) is what make calls. It ends with 1 and one sentence
+that says what to install where it can do neither. Tests only look. RECONSUP_TEST_TOOLS: another folder than .venv for
+promtool, prometheus and chromium.
 """
 
 import json
@@ -20,6 +20,7 @@ POSTGRES_15 = VENV / "postgres-15"  # a link to the folder with initdb and postg
 POSTGRES_15_DEBIAN = Path("/usr/lib/postgresql/15/bin")
 POSTGRES_15_VERSION = "15.18.0-beta.17"
 PGBOUNCER = VENV / "pgbouncer"  # Debian packages, unpacked
+SYSTEMD = VENV / "systemd"  # Debian packages, unpacked: only systemd-analyze is run
 PROMETHEUS = Path(os.environ.get("RECONSUP_TEST_TOOLS", VENV))  # the folder of both, out of Debian's package
 CHROMIUM = PROMETHEUS / "chromium"  # Debian packages, unpacked
 
@@ -140,6 +141,30 @@ def _unpack_missing(package: str, target: Path) -> None:
             subprocess.run(["dpkg", "-x", archive, target], check=True)
 
 
+def systemd_analyze() -> tuple[Path, Mapping[str, str]]:
+    """The judge of units, and the environment that it needs."""
+    if found := shutil.which("systemd-analyze"):
+        return Path(found), {}
+    fetched = SYSTEMD / "usr/bin/systemd-analyze"
+    if not fetched.exists():
+        raise Missing("systemd-analyze is not here: run `make test`, which fetches it, or install the package systemd")
+    libraries = sorted({str(library.parent) for library in SYSTEMD.rglob("lib*.so*")})
+    return fetched, {"LD_LIBRARY_PATH": ":".join(libraries)}
+
+
+def fetch_systemd_analyze() -> None:
+    """From the PATH, else out of Debian's packages."""
+    try:
+        path, environment = systemd_analyze()
+    except Missing:
+        _unpack_debian("systemd", SYSTEMD)
+        path, environment = systemd_analyze()
+    said = subprocess.run([path, "--version"], env={**os.environ, **environment}, capture_output=True, text=True)
+    if said.returncode != 0:
+        raise Missing(f"systemd-analyze does not run here ({said.stderr.strip()}): install the package systemd")
+    print(f"{said.stdout.splitlines()[0]}: {path}")
+
+
 def _unpack_debian(package: str, target: Path, *, with_libraries: bool = True) -> None:
     """Unpack a package and the libraries it names, beside the system: nothing is installed."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
@@ -166,7 +191,7 @@ def _unpack_debian(package: str, target: Path, *, with_libraries: bool = True) -
 def _names(package: str) -> list[str]:
     """A package and the libraries that it depends on; nothing if apt does not know it."""
     said = subprocess.run(["apt-cache", "depends", package], capture_output=True, text=True, check=False).stdout
-    libraries = re.findall(r"^ *\|?Depends: (lib[\w.+-]+)$", said, re.MULTILINE)
+    libraries = re.findall(r"^ *\|?(?:Pre)?Depends: (lib[\w.+-]+)$", said, re.MULTILINE)
     return [package, *(name for name in libraries if name != "libc6")] if libraries else []
 
 
@@ -207,6 +232,7 @@ TOOLS: Mapping[str, Callable[[], None]] = {
     "pgbouncer": fetch_pgbouncer,
     "postgres-15": fetch_postgres_15,
     "prometheus": fetch_prometheus,
+    "systemd-analyze": fetch_systemd_analyze,
 }
 
 
