@@ -13,6 +13,7 @@
 #include <dirent.h>
 #include <ftw.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -438,9 +439,19 @@ static void try(const char *variable, const char *below, char **argv) {
     become(root, argv);
 }
 
+/* As reconsup/__main__.py: what comes while this unpacks and the program imports waits for the program. */
+static void hold_signals(void) {
+    const int held[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU};
+    sigset_t set;
+    sigemptyset(&set);
+    for (size_t i = 0; i < sizeof held / sizeof *held; i++) sigaddset(&set, held[i]);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
 int main(int argc, char **argv) {
     (void)argc;
     char root[PATH_MAX], sentence[sizeof tried + 256];
+    hold_signals();
     read_self();
     try("RECONSUP_HOME", "", argv);
     if (!getenv("RECONSUP_HOME")) {

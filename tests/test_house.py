@@ -27,7 +27,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
         "chain": (),
         "store": (),
         "fleet": (),
-        "monitor.metrics": ("monitor.folder", "monitor.tally"),
+        "monitor.metrics": ("monitor.counting", "monitor.folder", "monitor.tally"),
         "pulse": (),
     },
     {"worker": (), "fleet.supervisor": (), "monitor": (), "check": (), "resume": (), "status": (), "demo": ()},  # loops
@@ -51,6 +51,14 @@ KEPT_OUT = {
     "store": r"web3|aiohttp|eth_\w+|hexbytes",
     "chain": r"psycopg|sqlalchemy|alembic",
     "worker": r"psycopg|sqlalchemy|web3|aiohttp|http",  # rooms below speak SQL and to chains, and nothing listens here
+}
+# Libraries that speak to the outside, and the only rooms that may: everybody else goes through these.
+SPEAKERS = {
+    # settings reads a URL as libpq does; check connects by itself, once; demo plays the payment service
+    r"psycopg|sqlalchemy|alembic": {"store", "settings", "check", "demo"},
+    r"web3|eth_\w+|hexbytes": {"chain"},
+    r"aiohttp": {"chain", "monitor"},
+    r"prometheus_client": {"monitor", "demo"},  # demo reads the page that it shows
 }
 READS_ENVIRONMENT = {
     "settings": "the reader",
@@ -121,6 +129,14 @@ def what_is_kept_out_stays_out(module: str, source: str) -> Iterator[str]:
             yield f"{line}: {module} imports {name}"
 
 
+def only_its_rooms_speak_to_the_outside(module: str, source: str) -> Iterator[str]:
+    own = room(module)[1]
+    for line, name in imports(ast.parse(source)):
+        for libraries, rooms in SPEAKERS.items():
+            if own not in rooms and re.fullmatch(libraries, name.split(".")[0]):
+                yield f"{line}: {own} imports {name}, which only {', '.join(sorted(rooms))} may"
+
+
 def only_settings_know_the_environment(module: str, source: str) -> Iterator[str]:
     if module in READS_ENVIRONMENT:
         return
@@ -165,6 +181,7 @@ HOUSE: tuple[Wall, ...] = (
     imports_go_down,
     pure_rooms_are_pure,
     what_is_kept_out_stays_out,
+    only_its_rooms_speak_to_the_outside,
     only_settings_know_the_environment,
     functions_are_short,
     modules_are_short,
@@ -257,6 +274,10 @@ BREACHES = [
     (what_is_kept_out_stays_out, "store.leases", "from web3 import Web3\n"),
     (what_is_kept_out_stays_out, "chain.evm", "from psycopg.types import json\n"),
     (what_is_kept_out_stays_out, "worker.process", "from aiohttp import web\n"),
+    (only_its_rooms_speak_to_the_outside, "status.command", "import psycopg\n"),
+    (only_its_rooms_speak_to_the_outside, "monitor.janitor", "from psycopg.rows import tuple_row\n"),
+    (only_its_rooms_speak_to_the_outside, "resume", "import aiohttp\n"),
+    (only_its_rooms_speak_to_the_outside, "cli", "def late():\n    from web3 import Web3\n"),
     (only_settings_know_the_environment, "cli", "import os\n\nHOME = os.environ['HOME']\n"),
     (only_settings_know_the_environment, "cli", "import os as o\n\nHOME = o.getenv('HOME')\n"),
     (only_settings_know_the_environment, "cli", "from os import environ as e\n"),
@@ -288,6 +309,7 @@ KEPT = [
         "import signal\nfrom collections.abc import Mapping\n\nTERM = signal.SIGTERM\n",
     ),
     (pure_rooms_are_pure, "store.ledger", "import time\n"),
+    (only_its_rooms_speak_to_the_outside, "monitor.http", "from aiohttp import web\nimport http\n"),
     (functions_are_short, "cli", "def f():\n" + A_LINE * 58),
     (modules_are_short, "cli", "pass\n" * 399),
     (ignores_give_a_reason, "cli", "import os  # noqa: F401 - because\nx = 1  # type: ignore[assignment]  # because\n"),

@@ -56,7 +56,7 @@ def test_a_test_that_plants_code_does_not_pass_for_one_of_the_binary() -> None:
 
 
 def test_a_launcher_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(AssertionError, match="one of source, wheel, binary"):
+    with pytest.raises(AssertionError, match="one of source, wheel, binary, shiv, then"):
         launcher.named("source+pid2")
 
 

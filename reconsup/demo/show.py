@@ -1,5 +1,6 @@
 """`reconsup demo`: the door. Listens to the signals first, then lets everything heavy in."""
 
+import importlib.util
 import sys
 
 from reconsup.demo.interrupts import Interrupted, Interrupts
@@ -9,7 +10,7 @@ EXIT_USAGE = 64
 
 def run(*, is_plain: bool) -> int:
     """Show it; 0 if everything ended as it must, 1 after a sentence that says what did not, 128 + n after signal n."""
-    if getattr(sys, "frozen", False):  # what PyInstaller packed: without a PostgreSQL and a chain of its own
+    if importlib.util.find_spec("reconsup.demo.performance") is None:  # the one files bring no PostgreSQL and no chain
         print("reconsup demo: not in this file: get the source, and run `make demo` there", file=sys.stderr)
         return EXIT_USAGE
     with Interrupts() as interrupts:

@@ -79,18 +79,23 @@ class Supervisor:
 
     def last_words(self) -> str:
         """The last warnings of its log, to be put behind a sentence."""
-        words = []
-        for line in self.log.read_text(errors="replace").splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                if not line.startswith("{"):  # not a log line: something spoke before the log was set up
-                    words.append(line)
-                continue
-            if event.get("level") in ("warning", "error", "critical"):
-                more = [str(event[name]) for name in ("error", "todo", "do") if event.get(name)]
-                words.append(": ".join([str(event["event"]), *more]))
-        return "".join(f"\n    {each}" for each in ("it said last:", *words[-_WORDS_MAX:])) if words else ""
+        return last_words(self.log)
+
+
+def last_words(log: Path) -> str:
+    """The last warnings of a supervisor's log, to be put behind a sentence."""
+    words = []
+    for line in log.read_text(errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            if not line.startswith("{"):  # not a log line: something spoke before the log was set up
+                words.append(line)
+            continue
+        if event.get("level") in ("warning", "error", "critical"):
+            more = [str(event[name]) for name in ("error", "todo", "do") if event.get(name)]
+            words.append(": ".join([str(event["event"]), *more]))
+    return "".join(f"\n    {each}" for each in ("it said last:", *words[-_WORDS_MAX:])) if words else ""
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ import signal
 
 from reconsup.fleet.events import Bury, Send
 from reconsup.fleet.scoreboard import Scoreboard
-from reconsup.fleet.slot import EXIT_GAVE_UP, SPARE, Cause, Slot, WorkerState
+from reconsup.fleet.slot import EXIT_GAVE_UP, SPARE, Cause, Slot, WorkerState, signal_name
 from reconsup.fleet.state import Fleet, Phase
 from reconsup.logs import get_logger
 
@@ -50,7 +50,7 @@ def tell_left(
 ) -> None:
     """A process was reaped: of what it died, and what becomes of its seat."""
     is_expected = bury.is_asked and bury.cause in (Cause.CLEAN, *_LEAVES)
-    told: dict[str, object] = {"exit_code": bury.code} if bury.code >= 0 else {"signal": _name(-bury.code)}
+    told: dict[str, object] = {"exit_code": bury.code} if bury.code >= 0 else {"signal": signal_name(-bury.code)}
     if stacks is not None:
         told["stacks"] = stacks
     is_parked = slot.state is WorkerState.PARKED
@@ -123,13 +123,6 @@ def tell_limit(fleet: Fleet, number: signal.Signals) -> None:
         workers=fleet.wanted,
         todo=f"RECONSUP_WORKERS allows no {wish}: change it and send HUP",
     )
-
-
-def _name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"SIG{number}"
 
 
 def _next(slot: Slot, now: float) -> str:

@@ -1,8 +1,8 @@
 """The scoreboard: shared memory in which supervisor, workers and monitor tell each other how things are.
 
-Made before the first fork. It holds the supervisor's facts, a cell a slot, and the morgue. In a cell, the supervisor
-and the process in the slot write different fields, never the same one. Nothing here blocks, logs or fails, and
-nobody waits for anybody: a process that was killed while it wrote leaves at most one unknown text.
+Made before the first fork. It holds the supervisor's facts, a cell a slot, the morgue and the last crashes. In a cell,
+the supervisor and the process in the slot write different fields, never the same one. Nothing here blocks, logs or
+fails, and nobody waits for anybody: a process that was killed while it wrote leaves at most one unknown text.
 """
 
 import mmap
@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from struct import Struct
 
+from reconsup.fleet.crashes import Crash, Crashes
 from reconsup.fleet.morgue import INCARNATION_BYTES, ROW_BYTES_MAX, Death, Morgue
 from reconsup.fleet.shared import Integer, Moment, Text
 from reconsup.fleet.slot import LIVE, PROBE, SPARE, Cause, Slot, WorkerState, worker_id
@@ -170,6 +171,7 @@ class Scoreboard:
         # pages that nobody writes to take no memory
         self._memory = mmap.mmap(-1, _HEAD_BYTES + (SPARE + 1 - PROBE) * _CELL_BYTES)
         self._morgue = Morgue(base)
+        self._crashes = Crashes(base)
         self.doorbell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     # for everybody
@@ -234,6 +236,10 @@ class Scoreboard:
             )
             if count
         }
+
+    def crashes(self) -> list[Crash]:
+        """The last processes that left though nobody had told them to, the newest first."""
+        return self._crashes.last()
 
     def load(self) -> Load | None:
         """What the monitor said last of the work that waits; None: nothing yet."""
@@ -301,6 +307,11 @@ class Scoreboard:
     def count(self, slot: int, cause: Cause) -> None:
         """Count one process that left `slot` though nobody had told it to."""
         _CAUSE_COUNTS[cause].add(self._memory, self._record(slot))
+
+    def note_crash(self, slot: int, pid: int, code: int, cause: Cause) -> None:
+        """Note for people who look that the process that was reaped from `slot` left though nobody had told it to."""
+        row = _ROW.get(self._memory, self._record(slot))
+        self._crashes.note(slot, pid, code, cause, row, at=time.time(), at_monotonic=time.monotonic())
 
     def clear(self, slot: int) -> None:
         """Wipe what the last process in `slot` wrote, before the next one is forked.

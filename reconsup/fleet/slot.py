@@ -8,6 +8,7 @@ room forks nothing, kills nothing and logs nothing.
 import signal
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from types import MappingProxyType
 
 MONITOR = -1
 PROBE = -2
@@ -35,6 +36,14 @@ def worker_id(base: str, number: int) -> str:
     return f"{base}-{_NAMES.get(number, number)}"
 
 
+def signal_name(number: int) -> str:
+    """SIGKILL for 9."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"SIG{number}"
+
+
 class WorkerState(StrEnum):
     """What sits in a slot. booting → ready → draining → dead → backoff | parked, and again."""
 
@@ -48,6 +57,37 @@ class WorkerState(StrEnum):
 
 
 LIVE = frozenset({WorkerState.BOOTING, WorkerState.READY, WorkerState.DRAINING})
+
+# Every way from one state to another, and what it is taken for. A random walk holds it against what the plan does.
+MOVES = MappingProxyType(
+    {
+        (WorkerState.EMPTY, WorkerState.BOOTING): "forked",
+        (WorkerState.EMPTY, WorkerState.DEAD): "wanted again, after its last worker had left",
+        (WorkerState.BOOTING, WorkerState.READY): "says that it does its work",
+        (WorkerState.BOOTING, WorkerState.DRAINING): "told to leave",
+        (WorkerState.BOOTING, WorkerState.DEAD): "left, to be followed at once or by nobody",
+        (
+            WorkerState.BOOTING,
+            WorkerState.BACKOFF,
+        ): "left again too soon, or its dependency is away, or there was no fork",
+        (WorkerState.BOOTING, WorkerState.PARKED): "left too often, or its settings cannot work",
+        (WorkerState.BOOTING, WorkerState.EMPTY): "there was no fork for a trial of new settings",
+        (WorkerState.READY, WorkerState.DRAINING): "told to leave",
+        (WorkerState.READY, WorkerState.DEAD): "left, to be followed at once or by nobody",
+        (WorkerState.READY, WorkerState.BACKOFF): "left again too soon, or its dependency is away",
+        (WorkerState.READY, WorkerState.PARKED): "left too often, or its settings cannot work",
+        (WorkerState.DRAINING, WorkerState.DEAD): "left, to be followed at once or by nobody",
+        (WorkerState.DRAINING, WorkerState.BACKOFF): "failed while it left, and nobody of ours had told it to",
+        (WorkerState.DRAINING, WorkerState.PARKED): "failed once too often while it left by itself",
+        (WorkerState.DEAD, WorkerState.BOOTING): "forked",
+        (WorkerState.DEAD, WorkerState.EMPTY): "wanted no more",
+        (WorkerState.BACKOFF, WorkerState.BOOTING): "forked, for its pause is over",
+        (WorkerState.BACKOFF, WorkerState.DEAD): "new settings give another chance, or the fleet drains",
+        (WorkerState.BACKOFF, WorkerState.EMPTY): "wanted no more",
+        (WorkerState.PARKED, WorkerState.DEAD): "new settings give another chance",
+        (WorkerState.PARKED, WorkerState.EMPTY): "wanted no more",
+    }
+)
 
 
 class Cause(StrEnum):

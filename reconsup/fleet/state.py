@@ -4,6 +4,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from types import MappingProxyType
 
 from reconsup.fleet import slot as seat
 from reconsup.fleet.events import Command, Send
@@ -20,6 +21,17 @@ class Phase(StrEnum):
     RUNNING = "running"
     DRAINING = "draining"
     DONE = "done"
+
+
+# Every way from one phase to the next, and what it is taken for; held against the plan like `slot.MOVES`.
+STEPS = MappingProxyType(
+    {
+        (Phase.PROBING, Phase.RUNNING): "the probe found database and schema as they must be",
+        (Phase.PROBING, Phase.DRAINING): "told to stop, or the probe gave up (exit 69, 70 or 78)",
+        (Phase.RUNNING, Phase.DRAINING): "told to stop, or every seat is parked (exit 70)",
+        (Phase.DRAINING, Phase.DONE): "nobody is left",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ LOOK_SECONDS = 5.0  # how often to look at what children say of their memory, an
 AWAY_SECONDS = 1.0  # later than this the loop was not just busy: somebody had stopped it
 
 _SHOWN = tuple(state for state in WorkerState if state is not WorkerState.EMPTY)  # nobody misses who is not wanted
+_ORDERLY = frozenset({Cause.CLEAN, Cause.STOP, Cause.RELOAD, Cause.RECYCLE, Cause.SCALE})  # where it was told to leave
 
 _log = get_logger()
 
@@ -322,6 +323,8 @@ class _Supervisor:
         incarnation = self._board.bury(bury.slot, bury.cause)
         if not bury.is_asked or bury.cause in (Cause.RELOAD, Cause.RECYCLE):
             self._board.count(bury.slot, bury.cause)
+        if not bury.is_asked or bury.cause not in _ORDERLY:
+            self._board.note_crash(bury.slot, bury.pid, bury.code, bury.cause)
         self._bell.ring()  # the monitor looks at once
         written = stacks.take(self._options.metrics_directory, bury.slot)
         journal.tell_left(self._board, bury, self._fleet.slots[bury.slot], incarnation, written, time.monotonic())

@@ -1,7 +1,7 @@
-"""The monitor process: /metrics, /healthz, /readyz and /status; beside it the janitor and the watch.
+"""The monitor process: /metrics, /healthz, /readyz, /status and the page; beside it the janitor and the watch.
 
 One process a host, forked by the supervisor like a worker, so that nothing here can break the supervisor: a hanging
-client, a database that is away, a port that is taken cost at most these four pages. It stops last: on TERM it
+client, a database that is away, a port that is taken cost at most these pages. It stops last: on TERM it
 first gives back what the dead left. Requests never ask the database: they are told what the watch knows.
 """
 
@@ -22,7 +22,9 @@ from reconsup.fleet import limits
 from reconsup.fleet.posix import Scoreboard, Seat, WorkerState
 from reconsup.fleet.state import Phase
 from reconsup.monitor import janitor, metrics, status, watch
+from reconsup.monitor.front import Front, manners
 from reconsup.monitor.janitor import FAREWELL_SECONDS, Janitor
+from reconsup.monitor.onlookers import Onlookers
 from reconsup.monitor.page import CONTENT_TYPE, Page
 from reconsup.monitor.status import Fleet, Known
 from reconsup.payments.request import ETHEREUM, Network
@@ -74,6 +76,7 @@ async def _run(seat: Seat, settings: Settings) -> None:
         asyncio.TaskGroup() as tasks,
     ):
         presence.on_return.append(bell.set)
+        onlookers = Onlookers()
         keeper = Janitor(seat, for_janitor, networks)
         seconds = watch.poll_seconds(settings.poll_interval_seconds)
         look = watch.Watch(
@@ -84,13 +87,14 @@ async def _run(seat: Seat, settings: Settings) -> None:
             seconds=seconds,
             tell_load=seat.scoreboard.set_load,
             announcement=lambda: status.announcement(fleet_of(seat.scoreboard), known),
+            onlookers=onlookers,
         )
         loops = [
             tasks.create_task(heart.watched("janitor", keeper.run(bell))),
             tasks.create_task(heart.watched("watch", look.run())),
         ]
         if settings.metrics_address is not None:
-            app = application(lambda: fleet_of(seat.scoreboard), known, seat.metrics_directory)
+            app = application(lambda: fleet_of(seat.scoreboard), known, seat.metrics_directory, onlookers)
             loops.append(tasks.create_task(serve(app, *settings.metrics_address)))
         seat.cell.set_state(WorkerState.READY)
         log.info("monitor_started")
@@ -138,11 +142,14 @@ def fleet_of(scoreboard: Scoreboard) -> Fleet:
         at=datetime.now(UTC),
         restarts=scoreboard.unasked(),
         deaths_overwritten=scoreboard.deaths_overwritten,
+        crashes=scoreboard.crashes(),
     )
 
 
-def application(read_fleet: Callable[[], Fleet], known: Known, metrics_directory: Path) -> web.Application:
-    """The four pages. `read_fleet` reads the scoreboard as it is at that moment."""
+def application(
+    read_fleet: Callable[[], Fleet], known: Known, metrics_directory: Path, onlookers: Onlookers | None = None
+) -> web.Application:
+    """All pages. `read_fleet` reads the scoreboard as it is at that moment."""
     page = Page(metrics_directory)
     told: set[str] = set()
 
@@ -161,9 +168,10 @@ def application(read_fleet: Callable[[], Fleet], known: Known, metrics_directory
     async def status_page(_: web.Request) -> web.Response:
         return web.json_response(status.status(read_fleet(), known, time.monotonic()))
 
-    app = web.Application()
+    app = web.Application(middlewares=[manners])
     app.add_routes(
         [
+            *Front(read_fleet, known, onlookers or Onlookers()).routes(),
             web.get("/metrics", metrics_page),
             web.get("/healthz", health),
             web.get("/readyz", readiness),

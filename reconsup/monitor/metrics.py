@@ -10,21 +10,16 @@ silently, so that rooms can be used (and tested) without metrics. Label values a
 """
 
 import re
-from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from reconsup.fleet.slot import Cause
+from reconsup.monitor.counting import BOUNDS, Counter, Histogram, Line
 from reconsup.monitor.folder import folder as folder
-from reconsup.monitor.tally import Cell, Series, Tally
+from reconsup.monitor.tally import Series, Tally
 from reconsup.payments.request import Reason, RowError, Status
 
-OTHER = "other"
-BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, float("inf"))  # seconds
-BUCKETS = tuple("+Inf" if bound == BOUNDS[-1] else str(bound) for bound in BOUNDS)  # as Prometheus writes them
+NOTICE_BOUNDS = (1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, float("inf"))
 
 _STATUSES = frozenset(Status)
 _REASONS = frozenset(Reason)
@@ -53,99 +48,36 @@ _METHODS = frozenset(
 _CAUSES = frozenset(Cause)
 _FAILURES = frozenset(RowError) | {"failed", "settlement_disowned", "refused", "set_aside"}
 _REFUSALS = frozenset({"lease_lost", "status_moved", "touched"})
+# Events of which a single one is an alarm: Prometheus sees the first only where a 0 stood before it.
+_ALARMS = (
+    *((Status.EXPIRED, Status.EXPIRED, Reason.LATE), (Status.CONFIRMED, Status.CONFIRMED, Reason.AGAIN)),
+    (Status.CONFIRMED, Status.CONFIRMED, Reason.REORGED_AFTER_FINALITY),
+    *((start, Status.EXPIRED, Reason.LATE) for start in (Status.PENDING, Status.DETECTED, Status.REORGED)),
+    *((start, Status.CONFIRMED, Reason.AGAIN) for start in (Status.PENDING, Status.DETECTED, Status.REORGED)),
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of the table. `values` bounds a label: what is not in it counts as `other`; a label without an
-    entry is bounded by the configuration (networks, slots) or by the code that counts.
-    """
-
-    name: str
-    kind: Literal["counter", "histogram", "gauge"]
-    labels: tuple[str, ...]
-    help: str
-    values: Mapping[str, frozenset[str]] = field(default_factory=dict)
-
-    def bounded(self, labels: tuple[str, ...]) -> tuple[str, ...]:
-        """`labels` with everything unknown replaced."""
-        assert len(labels) == len(self.labels), f"{self.name} has the labels {self.labels}, not {labels}"
-        return tuple(
-            value if value in self.values.get(name, (value,)) else OTHER
-            for name, value in zip(self.labels, labels, strict=True)
-        )
-
-    @property
-    def metric(self) -> str:
-        """The name without `_total`, as it stands in the files."""
-        return self.name.removesuffix("_total") if self.kind == "counter" else self.name
-
-    def series(self, suffix: str, labels: tuple[str, ...], *more: tuple[str, str]) -> Series:
-        """One of the metric's series in a file."""
-        pairs = (*zip(self.labels, labels, strict=True), *more)
-        return Series(self.metric, self.metric + suffix, tuple(sorted(pairs)))
+def _counter(
+    name: str,
+    labels: tuple[str, ...],
+    help_text: str,
+    *,
+    begins: tuple[tuple[str, ...], ...] = (),
+    **known: frozenset[str],
+) -> Counter:
+    values = {key.rstrip("_"): each for key, each in known.items()}
+    return Counter(Line(name, "counter", labels, help_text, values, begins=begins))
 
 
-class Counter:
-    """A number that only grows, counted by any process in its seat's file."""
-
-    def __init__(self, line: Line) -> None:
-        self.line = line
-        self._tally: Tally | None = None
-        self._cells: dict[tuple[str, ...], Cell] = {}
-
-    def inc(self, amount: float = 1, *labels: str) -> None:
-        """Add `amount`; the labels stand in the table's order. Before `open`: nothing happens."""
-        bounded = self.line.bounded(labels)
-        if self._tally is not None:
-            self._tally.add(self._cells.get(bounded) or self._new(self._tally, bounded), amount)
-
-    def build(self, tally: Tally) -> None:
-        """Count in this file from here on."""
-        self._tally, self._cells = tally, {}
-        if not self.line.labels:
-            self._new(tally, ())
-
-    def _new(self, tally: Tally, labels: tuple[str, ...]) -> Cell:
-        (cell,) = tally.cells([self.line.series("_total", labels)])
-        self._cells[labels] = cell
-        return cell
-
-
-class Histogram:
-    """Durations, sorted into buckets, counted by any process in its seat's file."""
-
-    def __init__(self, line: Line) -> None:
-        self.line = line
-        self._tally: Tally | None = None
-        self._cells: dict[tuple[str, ...], list[Cell]] = {}
-
-    def observe(self, seconds: float, *labels: str) -> None:
-        """Count one duration; the labels stand in the table's order. Before `open`: nothing happens."""
-        bounded = self.line.bounded(labels)
-        if self._tally is not None:
-            *buckets, total = self._cells.get(bounded) or self._new(self._tally, bounded)
-            self._tally.add(buckets[bisect_left(BOUNDS, seconds)], 1)
-            self._tally.add(total, max(seconds, 0.0))
-
-    def build(self, tally: Tally) -> None:
-        """Count in this file from here on."""
-        self._tally, self._cells = tally, {}
-        if not self.line.labels:
-            self._new(tally, ())
-
-    def _new(self, tally: Tally, labels: tuple[str, ...]) -> list[Cell]:
-        buckets = [self.line.series("_bucket", labels, ("le", bucket)) for bucket in BUCKETS]
-        self._cells[labels] = tally.cells([*buckets, self.line.series("_sum", labels)])
-        return self._cells[labels]
-
-
-def _counter(name: str, labels: tuple[str, ...], help_text: str, **bounds: frozenset[str]) -> Counter:
-    return Counter(Line(name, "counter", labels, help_text, {key.rstrip("_"): known for key, known in bounds.items()}))
-
-
-def _histogram(name: str, labels: tuple[str, ...], help_text: str, **bounds: frozenset[str]) -> Histogram:
-    return Histogram(Line(name, "histogram", labels, help_text, bounds))
+def _histogram(
+    name: str,
+    labels: tuple[str, ...],
+    help_text: str,
+    *,
+    bounds: tuple[float, ...] = BOUNDS,
+    **known: frozenset[str],
+) -> Histogram:
+    return Histogram(Line(name, "histogram", labels, help_text, known, bounds))
 
 
 # Counted where it happens, in the file of a slot.
@@ -155,20 +87,29 @@ TRANSITIONS = _counter(
     "reconsup_transitions_total",
     ("from", "to", "reason"),
     "Status changes written, by history reason",
+    begins=_ALARMS,
     from_=_STATUSES,
     to=_STATUSES,
     reason=_REASONS,
+)
+NOTICE_SECONDS = _histogram(
+    "reconsup_notice_seconds",
+    ("network",),
+    "From the block whose payment was enough (or the request, if it came later) until the first status that says so",
+    bounds=NOTICE_BOUNDS,
 )
 WRITES_REFUSED = _counter(
     "reconsup_writes_refused_total",
     ("reason",),
     "Decisions that were not written because the fence did not hold",
+    begins=tuple((each,) for each in sorted(_REFUSALS)),
     reason=_REFUSALS,
 )
 ROW_FAILURES = _counter(
     "reconsup_row_failures_total",
     ("reason",),
     "Looks at requests that could not be processed; refused: PostgreSQL lets nobody write the row",
+    begins=(("refused",), ("set_aside",)),
     reason=_FAILURES,
 )
 LEASES_RELEASED = _counter(
@@ -187,6 +128,11 @@ AUDIT_FAILURES = _counter(
     "reconsup_balance_audit_failures_total",
     ("network",),
     "Steps of a balance audit that ended in an error: no endpoint could tell, or the database was away",
+)
+BALANCES_UNPROVEN = _counter(
+    "reconsup_balances_unproven_total",
+    ("network",),
+    "Balances by which a request may expire, and for which only one endpoint's word stands",
 )
 AUDIT_SETTLEMENTS = _counter(
     "reconsup_audit_settlements_total",
@@ -220,6 +166,7 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     CYCLE_SECONDS,
     CLAIMED,
     TRANSITIONS,
+    NOTICE_SECONDS,
     WRITES_REFUSED,
     ROW_FAILURES,
     LEASES_RELEASED,
@@ -228,6 +175,7 @@ COUNTED: tuple[Counter | Histogram, ...] = (
     REORGS,
     AUDITS,
     AUDIT_FAILURES,
+    BALANCES_UNPROVEN,
     AUDIT_SETTLEMENTS,
     SETTLEMENTS_REPAIRED,
     RPC_REQUESTS,
@@ -236,6 +184,13 @@ COUNTED: tuple[Counter | Histogram, ...] = (
 )
 
 # Read by the monitor when it is asked.
+READY = Line("reconsup_ready", "gauge", (), "1: a worker of this host is ready and the database answers (/readyz)")
+DATABASE = Line(
+    "reconsup_database_answers",
+    "gauge",
+    (),
+    "1: the database answers this host; 0: it does not, and what only it knows is left out here",
+)
 WORKERS = Line("reconsup_workers", "gauge", ("state",), "Worker slots of this host by state")
 WORKERS_WANTED = Line("reconsup_workers_wanted", "gauge", (), "How many workers there should be now")
 WORKER_MEMORY = Line("reconsup_worker_memory_bytes", "gauge", ("slot",), "Resident memory of the worker in the slot")
@@ -248,11 +203,26 @@ READY_SECONDS = Line(
 )
 DUE = Line("reconsup_due_requests", "gauge", (), "Requests of served networks that a worker could claim now")
 OLDEST_DUE = Line("reconsup_oldest_due_seconds", "gauge", (), "How long the oldest due request has been waiting")
+REQUESTS = Line(
+    "reconsup_requests", "gauge", ("status",), "Requests of served networks by status, when they were counted last"
+)
+CENSUS_AGE = Line(
+    "reconsup_census_age_seconds", "gauge", (), "Since all requests were counted; rarely where there are millions"
+)
 UNSERVED = Line("reconsup_unserved_requests", "gauge", (), "Open requests of networks without an endpoint here")
+NOBODYS = Line(
+    "reconsup_nobodys_requests", "gauge", (), "Open requests of networks that no running host has an endpoint for"
+)
 ROW_ERRORS = Line("reconsup_row_errors", "gauge", ("reason",), "Requests that cannot be processed as they are")
 CHAIN_HEAD = Line("reconsup_chain_head", "gauge", ("network",), "Height of the latest block an endpoint showed")
 CHAIN_SCANNED = Line("reconsup_chain_scanned", "gauge", ("network",), "Height of the last block read and committed")
 CHAIN_LAG = Line("reconsup_chain_lag_seconds", "gauge", ("network",), "Age of the last block read (database clock)")
+CHAIN_AT_HEAD = Line(
+    "reconsup_chain_at_head",
+    "gauge",
+    ("network",),
+    "1: within one lease an endpoint showed that all is read; 0: blocks wait, or no endpoint tells",
+)
 CHAIN_STOPPED = Line(
     "reconsup_chain_stopped", "gauge", ("network",), "1: the network stopped itself, a person must act"
 )
@@ -282,6 +252,8 @@ START_TIME = Line(
 BUILD_INFO = Line("reconsup_build_info", "gauge", ("version",), "Always 1")
 
 READ: tuple[Line, ...] = (
+    READY,
+    DATABASE,
     WORKERS,
     WORKERS_WANTED,
     WORKER_MEMORY,
@@ -290,11 +262,15 @@ READ: tuple[Line, ...] = (
     READY_SECONDS,
     DUE,
     OLDEST_DUE,
+    REQUESTS,
+    CENSUS_AGE,
     UNSERVED,
+    NOBODYS,
     ROW_ERRORS,
     CHAIN_HEAD,
     CHAIN_SCANNED,
     CHAIN_LAG,
+    CHAIN_AT_HEAD,
     CHAIN_STOPPED,
     RPC_DISAGREEMENT,
     SPAN_BLOCKS_LEFT,
@@ -340,7 +316,7 @@ def is_ours(kind: str, series: Series) -> bool:
     labels = dict(series.labels)
     match series.sample.removeprefix(series.metric):
         case "_bucket":
-            return kind == "histogram" and labels.pop("le", None) in BUCKETS and labels.keys() == set(line.labels)
+            return kind == "histogram" and labels.pop("le", None) in line.buckets and labels.keys() == set(line.labels)
         case "_sum":
             return kind == "histogram" and labels.keys() == set(line.labels)
         case "_total":

@@ -12,7 +12,8 @@ from pathlib import Path
 import prometheus_client
 
 from reconsup.monitor import metrics
-from reconsup.monitor.metrics import BUCKETS, COUNTED, FILES_DAMAGED, READ, Line
+from reconsup.monitor.counting import Line
+from reconsup.monitor.metrics import COUNTED, FILES_DAMAGED, READ
 from reconsup.monitor.reader import Reader
 from reconsup.monitor.tally import Series
 
@@ -77,7 +78,7 @@ class _Rows:
     """The lines of one histogram with its labels: the buckets, each with all below it, their number and their sum."""
 
     def __init__(self, line: Line, labels: Labels, places: Mapping[tuple[str, Labels], int]) -> None:
-        names = [(f"{line.name}_bucket", tuple(sorted((*labels, ("le", bucket))))) for bucket in BUCKETS]
+        names = [(f"{line.name}_bucket", tuple(sorted((*labels, ("le", bucket))))) for bucket in line.buckets]
         self._places = [places.get(name, -1) for name in names]
         self._begins = [*(_begin(*name) for name in names), _begin(f"{line.name}_count", labels)]
         self._sum = (_begin(f"{line.name}_sum", labels), places[f"{line.name}_sum", labels])

@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from reconsup.fleet.crashes import Crash
 from reconsup.fleet.scoreboard import CellView, Load
-from reconsup.fleet.slot import SPARE, Cause, WorkerState
+from reconsup.fleet.slot import SPARE, Cause, WorkerState, signal_name
+from reconsup.payments.request import Status
 from reconsup.store.backlog import Backlog, Census, NetworkState
+
+FAILURES = (Cause.CRASH, Cause.SIGNAL, Cause.BOOT, Cause.HANG)  # what a crash loop is made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,8 @@ class Fleet:
 
     `at` is that moment by the wall clock (None: nobody looked at it), `wanted` how many workers there should be now,
     as far as the supervisor tells (None: it does not), `reload` what became of the last new settings.
-    `restarts` are of all seats that there ever were: a counter of one that was given up does not vanish.
+    `restarts` are of all seats that there ever were: a counter of one that was given up does not vanish. `crashes` are
+    the last ones, the newest first.
     """
 
     pid: int
@@ -39,6 +44,7 @@ class Fleet:
 
     restarts: Mapping[tuple[int, Cause], int] = field(default_factory=dict)
     deaths_overwritten: int = 0
+    crashes: Sequence[Crash] = ()
 
 
 @dataclass(slots=True)
@@ -95,6 +101,7 @@ def status(fleet: Fleet, known: Known, now: float) -> dict[str, object]:
             "problem": problem,
         },
         "workers": [_worker(worker, now) for worker in fleet.workers],
+        "crashes": [_crash(crash, now) for crash in fleet.crashes],
         "backlog": {
             "due": backlog.due if backlog else None,
             "oldest_due_seconds": round(backlog.oldest_due_seconds, 3) if backlog else None,
@@ -146,20 +153,28 @@ Readings = dict[str, dict[tuple[str, ...], float]]
 
 def readings(fleet: Fleet, known: Known, now: float) -> Readings:
     """What the monitor itself puts on /metrics: name → labels → value. What is not known is left out."""
-    found = _fleet_readings(fleet, now)
     backlog = known.fresh_backlog(now)
+    found = _fleet_readings(fleet, now)
+    found["reconsup_ready"] = {(): float(readiness(fleet, known, now) is None)}
+    found["reconsup_database_answers"] = {(): float(known.problem is None and backlog is not None)}
     if backlog is not None:
         found |= _backlog_readings(backlog, known.lease_seconds)
         if known.census is not None:
+            found["reconsup_requests"] = {(state,): known.census.by_status.get(state, 0) for state in Status}
+            found["reconsup_census_age_seconds"] = {(): round(now - known.census_at, 1)}
             found["reconsup_unserved_requests"] = {(): known.census.unserved}
+            found["reconsup_nobodys_requests"] = {(): known.census.nobodys}
             found["reconsup_row_errors"] = {(reason,): n for reason, n in known.census.row_errors.items()}
     return found
 
 
 def _fleet_readings(fleet: Fleet, now: float) -> Readings:
     states = [worker.state for worker in fleet.workers]
+    # a seat's first death is a step from 0, which Prometheus would not see of a number that was not there before
+    counts: dict[tuple[int, Cause], int] = {(worker.slot, cause): 0 for worker in fleet.workers for cause in FAILURES}
     restarts: dict[tuple[str, ...], float] = {
-        ("spare" if slot == SPARE else str(slot), str(cause)): count for (slot, cause), count in fleet.restarts.items()
+        ("spare" if slot == SPARE else str(slot), str(cause)): count
+        for (slot, cause), count in {**counts, **fleet.restarts}.items()
     }
     memory: dict[tuple[str, ...], float] = {
         (str(worker.slot),): worker.memory_bytes for worker in fleet.workers if worker.memory_bytes is not None
@@ -193,6 +208,9 @@ def _backlog_readings(backlog: Backlog, lease_seconds: float) -> Readings:
         "reconsup_chain_scanned": each({name: state.scanned for name, state in networks.items()}),
         "reconsup_span_blocks_left": each({name: state.span_blocks_left for name, state in networks.items()}),
         "reconsup_chain_lag_seconds": each({name: state.lag_seconds for name, state in networks.items()}),
+        "reconsup_chain_at_head": each(
+            {name: _figure(_is_at_head(state, lease_seconds)) for name, state in networks.items()}
+        ),
         "reconsup_chain_stopped": each({name: float(bool(state.stop_reason)) for name, state in networks.items()}),
         "reconsup_rpc_disagreement": each(
             {name: _figure(_disagrees(state, lease_seconds)) for name, state in networks.items()}
@@ -239,6 +257,20 @@ def _worker(worker: CellView, now: float) -> dict[str, object]:
         "loop": worker.loop,
         "ready_seconds": None if worker.pid is None else _rounded(worker.ready_seconds),
         "age_seconds": None if worker.pid is None or worker.started is None else _rounded(now - worker.started),
+    }
+
+
+def _crash(crash: Crash, now: float) -> dict[str, object]:
+    return {
+        "slot": crash.slot,
+        "worker_id": crash.worker_id,
+        "pid": crash.pid,
+        "cause": crash.cause,
+        "exit_code": crash.code if crash.code >= 0 else None,
+        "signal": signal_name(-crash.code) if crash.code < 0 else None,
+        "row": crash.row,
+        "at": _moment(datetime.fromtimestamp(crash.at, UTC)),
+        "seconds_ago": round(max(now - crash.at_monotonic, 0.0), 3),
     }
 
 

@@ -3,7 +3,7 @@
 At every poll: the backlog, the scans, the host's row, each one cheap statement. A count of all rows by status reads
 the whole table: it gets a small share of the time (every few seconds on a small table, every minutes on a large
 one) and gives up after a few seconds. While the database is away nothing is shown as known, and it is asked again
-soon: readiness must come back with it.
+soon: readiness must come back with it. What only people look at is asked for only while somebody does.
 """
 
 import asyncio
@@ -14,11 +14,12 @@ from contextlib import suppress
 from reconsup import logs, pulse, redact
 from reconsup.fleet.scoreboard import Load
 from reconsup.monitor import status
+from reconsup.monitor.onlookers import FAILED_SECONDS, Onlookers
 from reconsup.monitor.status import Known
 from reconsup.payments.request import Network
-from reconsup.store import backlog
+from reconsup.store import backlog, recent
 from reconsup.store.database import Database
-from reconsup.store.errors import SchemaBehind, StoreUnavailable
+from reconsup.store.errors import SchemaBehind, StoreRejected, StoreUnavailable
 
 POLL_SECONDS_MAX = 5.0
 RETRY_SECONDS = 1.0
@@ -59,6 +60,7 @@ class Watch:
         seconds: float,
         tell_load: Callable[[Load], None] = lambda _: None,
         announcement: Callable[[], Mapping[str, object] | None] = lambda: None,
+        onlookers: Onlookers | None = None,
     ) -> None:
         self._database = database
         self._networks = networks
@@ -67,6 +69,7 @@ class Watch:
         self._seconds = seconds
         self._tell_load = tell_load
         self._announcement = announcement
+        self._onlookers = onlookers or Onlookers()
         self._census_at = 0.0
         self._census_failures = 0
         self._rival: int | None = None
@@ -84,7 +87,29 @@ class Watch:
                     async with asyncio.timeout(RETRY_SECONDS):
                         await self._database.returned()
             elif not self._database.was_cut:
-                await asyncio.sleep(pause)
+                await self._rest(pause)
+
+    async def _rest(self, seconds: float) -> None:
+        """Until the next look. Who opens the page meanwhile is told at once, if the database is well."""
+        until = time.monotonic() + seconds
+        if self._is_lost:
+            await asyncio.sleep(seconds)
+        while (left := until - time.monotonic()) > 0:
+            try:
+                async with asyncio.timeout(left):
+                    await self._onlookers.due()  # a wait and nothing else: it may be cut short
+            except TimeoutError:
+                return
+            await self.show()
+
+    async def show(self) -> None:
+        """Ask for what people look at, once. That it cannot be had is no sign of anything else."""
+        began = time.monotonic()
+        try:
+            self._onlookers.succeed(await recent.read(self._database), began)
+        except (StoreUnavailable, StoreRejected) as error:
+            log.info("history_not_read", waiting="status page", error=str(error), again_seconds=FAILED_SECONDS)
+            self._onlookers.fail(error)
 
     async def leave(self) -> None:
         """Say in the host's row that it stops because somebody said so: who just falls silent counts as gone."""

@@ -109,7 +109,9 @@ AT_ONCE = Look(seconds=0.0)  # the same facts move the request a step further
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to write. `reason` is set exactly when the history gets an entry besides those for `late`."""
+    """What to write. `reason` is set exactly when the history gets an entry besides those for `late`; `paid_at` (the
+    time of the block whose payment made it enough) when a pending request is the first time seen to be paid.
+    """
 
     status: Status
     reason: Reason | None
@@ -119,6 +121,7 @@ class Decision:
     evidence: tuple[Settlement, ...]
     proof: Orphaning | None
     late: tuple[Settlement, ...]
+    paid_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,15 @@ def decide(request: PaymentRequest, facts: Facts, view: ChainView, policy: Polic
         evidence=money.in_time + money.orphaned,
         proof=_proof(money) if status == Status.REORGED or reason == Reason.REORGED_AFTER_FINALITY else None,
         late=_late(status, request, facts, money),
+        paid_at=_paid_at(status, request, money, policy),
     )
+
+
+def _paid_at(status: Status, request: PaymentRequest, money: _Money, policy: Policy) -> datetime | None:
+    if request.status != Status.PENDING or status not in (Status.DETECTED, Status.CONFIRMED):
+        return None
+    height = height_that_reaches(money.in_time, request.expected_amount_minor, policy.detected_threshold_bps)
+    return max(each.first_block_time for each in money.in_time if height is None or each.height <= height)
 
 
 def _next(

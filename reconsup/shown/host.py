@@ -42,7 +42,7 @@ _STATES = {
     "backoff": Style.BAD,
     "parked": Style.BAD,
 }
-_WORKERS = (
+WORKERS = (
     Column("slot", is_right=True),
     Column("worker", 5),
     Column("state"),
@@ -57,7 +57,7 @@ _WORKERS = (
     Column("age", 4, is_right=True),
     Column("started in", 7, is_right=True),
 )
-_NETWORKS = (
+NETWORKS = (
     Column("network"),
     Column("head", 1, is_right=True),
     Column("scanned", is_right=True),
@@ -72,7 +72,8 @@ _NETWORKS = (
 def picture(told: Told, width: int, height: int | None = None) -> list[Line]:
     """All of it, no line longer than `width`; healthy workers are left out where there would be more than `height`."""
     head = [cut(_title(told), width), *(cut(each, width) for each in problems(told))]
-    tail = [*_apart(_backlog(told["backlog"], width)), *_apart(networks(_networks(told), width))]
+    crash = facts([("last crash", _last_crash(told))], width)
+    tail = [*_apart(crash), *_apart(_backlog(told["backlog"], width)), *_apart(networks(_networks(told), width))]
     room = None if height is None else max(height - len(head) - len(tail) - 2, 2)
     lines = [*head, *_apart(_workers(told, width, room)), *tail]
     if height is not None and len(lines) > height:
@@ -90,8 +91,8 @@ def problems(told: Told) -> list[Line]:
     if reload in RELOAD_PROBLEMS:
         found.append(warn(f"new settings: {RELOAD_PROBLEMS[reload]} (see its log)"))
     for name, network in _networks(told).items():
-        found += _network_problems(name, network, is_known=told["backlog"]["due"] is not None)
-    patience = (supervisor.get("watchdog_seconds") or 2 * SILENT_SECONDS) / 2
+        found += network_problems(told, name, network)
+    patience = _patience(told)
     for worker in told["workers"]:
         if worker["state"] == "parked":
             found.append(bad(f"slot {_seat(worker)} is parked: it died too often; HUP gives it another chance"))
@@ -113,7 +114,7 @@ def warn(sentence: str) -> Line:
 
 def networks(told: Mapping[str, Told], width: int) -> list[Line]:
     """The table of networks."""
-    return table(_NETWORKS, [_network(name, each) for name, each in told.items()], width)
+    return table(NETWORKS, [network_row(name, each) for name, each in told.items()], width)
 
 
 def seconds_between(earlier: str | None, later: str | None) -> float | None:
@@ -125,7 +126,7 @@ def seconds_between(earlier: str | None, later: str | None) -> float | None:
 
 def _title(told: Told) -> Line:
     supervisor = told["supervisor"]
-    ready, wanted = [worker["state"] for worker in told["workers"]].count("ready"), _wanted(told)
+    ready, wanted = [worker["state"] for worker in told["workers"]].count("ready"), workers_wanted(told)
     up = span(seconds_between(supervisor["started_at"], told.get("at")))
     return line(
         Piece(supervisor.get("base") or "reconsup", Style.BOLD),
@@ -139,35 +140,41 @@ def _title(told: Told) -> Line:
     )
 
 
-def _wanted(told: Told) -> int:
+def workers_wanted(told: Told) -> int:
+    """How many workers there are to be."""
     wanted: int = told["supervisor"].get("workers_wanted") or len(told["workers"])
     return wanted
 
 
 def _workers(told: Told, width: int, room: int | None) -> list[Line]:
-    """The workers in `room` lines, in the order of their slots; without room for all, rather those in trouble.
+    """The workers in `room` lines, in the order of their slots; without room for all, rather those in trouble."""
+    shown, counts = chosen(told, room)
+    lines = table(WORKERS, [worker_row(told, each) for each in shown], width)
+    return [*lines, cut(line(Piece(counts, Style.DIM)), width)] if counts else lines
+
+
+def chosen(told: Told, room: int | None) -> tuple[Sequence[Told], str]:
+    """The workers that are shown where `room` lines are (None: as many as it takes), those in trouble first to stay;
+    and what is said of those that are not.
 
     Seats in which nobody is wanted are not shown.
     """
-    workers = [each for each in told["workers"] if each["state"] != "empty" or each["slot"] < _wanted(told)]
-    at = told.get("at")
-    patience = (told["supervisor"].get("watchdog_seconds") or 2 * SILENT_SECONDS) / 2
-    shown: Sequence[Told] = workers
-    if room is not None and len(workers) + 1 > room:
-        by_need = sorted(workers, key=lambda each: each["state"] == "ready" and not _is_silent(each, patience))
-        kept = {each["slot"] for each in by_need[: max(room - 2, 0)]}
-        shown = [each for each in workers if each["slot"] in kept]
-    lines = table(_WORKERS, [_worker(each, at, patience) for each in shown], width)
-    if len(shown) < len(workers):
-        states = [each["state"] for each in workers if each not in shown]
-        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        lines.append(cut(line(Piece(f"… and {counts}", Style.DIM)), width))
-    return lines
+    workers = [each for each in told["workers"] if each["state"] != "empty" or each["slot"] < workers_wanted(told)]
+    if room is None or len(workers) + 1 <= room:
+        return workers, ""
+    patience = _patience(told)
+    by_need = sorted(workers, key=lambda each: each["state"] == "ready" and not _is_silent(each, patience))
+    kept = {each["slot"] for each in by_need[: max(room - 2, 0)]}
+    states = [each["state"] for each in workers if each["slot"] not in kept]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    return [each for each in workers if each["slot"] in kept], f"… and {counts}"
 
 
-def _worker(worker: Told, at: str | None, patience: float) -> list[Piece]:
-    state = worker["state"]
-    beat = Piece(span(worker.get("beat_seconds_ago")), Style.BAD if _is_silent(worker, patience) else Style.PLAIN)
+def worker_row(told: Told, worker: Told) -> list[Piece]:
+    """A worker's pieces under WORKERS."""
+    state, at = worker["state"], told.get("at")
+    is_silent = _is_silent(worker, _patience(told))
+    beat = Piece(span(worker.get("beat_seconds_ago")), Style.BAD if is_silent else Style.PLAIN)
     restarts = worker["restarts"]
     causes = sorted((worker.get("causes") or {}).items(), key=lambda each: -each[1])
     return [
@@ -189,6 +196,10 @@ def _worker(worker: Told, at: str | None, patience: float) -> list[Piece]:
 
 def _seat(worker: Told) -> str:
     return "spare" if worker["slot"] == SPARE else str(worker["slot"])
+
+
+def _patience(told: Told) -> float:
+    return float(told["supervisor"].get("watchdog_seconds") or 2 * SILENT_SECONDS) / 2
 
 
 def _is_silent(worker: Told, patience: float) -> bool:
@@ -216,12 +227,32 @@ def _backlog(told: Told, width: int) -> list[Line]:
     return facts(pairs, width)
 
 
+def _last_crash(told: Told) -> list[Piece]:
+    crashes = told.get("crashes") or ()
+    if not crashes:
+        return []
+    last = crashes[0]
+    row = last.get("row")
+    return [
+        Piece(f"{last['worker_id']} {died_of(last)}", Style.WARN),
+        Piece(f"{span(last['seconds_ago'])} ago"),
+        *([Piece(f"at request {row}")] if row else []),
+    ]
+
+
+def died_of(crash: Told) -> str:
+    """Of what a process died, in a few words."""
+    how = crash.get("signal") or f"exit code {figure(crash.get('exit_code'))}"
+    return f"{crash['cause']} ({how})"
+
+
 def _networks(told: Told) -> Mapping[str, Told]:
     found: Mapping[str, Told] = told["networks"]
     return found
 
 
-def _network(name: str, told: Told) -> list[Piece]:
+def network_row(name: str, told: Told) -> list[Piece]:
+    """A network's pieces under NETWORKS."""
     lag, at_head = told["lag_seconds"], told.get("at_head")
     return [
         Piece(name),
@@ -239,7 +270,8 @@ def _yes_or_no(fact: bool | None, style: Style) -> Piece:
     return Piece(figure(None)) if fact is None else Piece("yes") if fact else Piece("no", style)
 
 
-def _network_problems(name: str, told: Told, *, is_known: bool) -> list[Line]:
+def network_problems(whole: Told, name: str, told: Told) -> list[Line]:
+    """What a person should look at in one network."""
     if told.get("stop_reason"):
         return [
             bad(f"network {name} is stopped: {told['stop_reason']}"),
@@ -248,7 +280,7 @@ def _network_problems(name: str, told: Told, *, is_known: bool) -> list[Line]:
     if told.get("disagrees"):
         return [bad(f"network {name}: its endpoints show different blocks: nothing is written (reconsup check)")]
     head, scanned, lag = told["head"], told["scanned"], told["lag_seconds"]
-    if told.get("proven") is None and is_known:
+    if told.get("proven") is None and whole["backlog"]["due"] is not None:
         return [warn(f"network {name}: none of its blocks was read yet")]
     if head is None or scanned is None or told.get("at_head") is not False or (lag or 0) <= LAG_SECONDS_MAX:
         return []

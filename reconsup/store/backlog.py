@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import LiteralString
 
-from reconsup.payments.request import Network
+from reconsup.payments.request import ETHEREUM, Network
 from reconsup.store.database import Database, Transaction
 
 DUE_COUNTED_MAX = 100_000  # a network; more are shown as so many
@@ -53,12 +53,14 @@ class Backlog:
 @dataclass(frozen=True, slots=True)
 class Census:
     """Every row once. `by_status`: of served networks; `unserved`: open rows of all others; `row_errors`: by the kind
-    of error (what stands before the colon), of served networks.
+    of error (what stands before the colon), of served networks; `nobodys`: those of `unserved` that no other host that
+    was alive in the last ten minutes serves either.
     """
 
     by_status: dict[str, int]
     unserved: int
     row_errors: dict[str, int]
+    nobodys: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +106,17 @@ async def census(database: Database, networks: Sequence[Network]) -> Census:
         await transaction.send(_LIMIT_TIME, {"limit": f"{int(CENSUS_SECONDS_MAX * 1000)}ms"})
         by_status: dict[str, int] = {}
         row_errors: dict[str, int] = {}
-        unserved = 0
-        for row in await transaction.rows(_CENSUS, _served(networks)):
+        unserved = nobodys = 0
+        for row in await transaction.rows(_CENSUS, _served(networks) | {"evm": ETHEREUM}):
             if not row.is_served:
-                unserved += row.rows if row.status in ("pending", "detected", "reorged") else 0
+                count = row.rows if row.status in ("pending", "detected", "reorged") else 0
+                unserved += count
+                nobodys += 0 if row.is_elsewhere else count
                 continue
             by_status[row.status] = by_status.get(row.status, 0) + row.rows
             if row.error is not None:
                 row_errors[row.error] = row_errors.get(row.error, 0) + row.rows
-        return Census(by_status, unserved, row_errors)
+        return Census(by_status, unserved, row_errors, nobodys)
 
     return await database.transact(work)
 
@@ -181,6 +185,9 @@ _LIMIT_TIME: LiteralString = "SELECT set_config('statement_timeout', %(limit)s, 
 _CENSUS: LiteralString = """
 SELECT EXISTS (SELECT FROM unnest(%(chains)s::text[], %(networks)s::text[]) AS served(chain, network)
                WHERE served.chain = g.chain AND served.network = g.network) AS is_served,
+       g.chain = %(evm)s AND EXISTS (SELECT FROM app.reconsup_hosts h  -- they tell names of EVM networks
+               WHERE h.last_seen_at > now() - interval '10 minutes'
+               AND h.status->'networks' ? g.network) AS is_elsewhere,
        g.status, g.error, g.rows
 FROM (SELECT chain, network, status, split_part(reconcile_error, ':', 1) AS error, count(*)::int8 AS rows
       FROM app.payment_requests GROUP BY 1, 2, 3, 4) AS g

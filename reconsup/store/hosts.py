@@ -33,7 +33,7 @@ class HostRow:
     def is_gone(self) -> bool:
         """Whether nobody works there: it stopped, or was not heard of for longer than it takes to be heard of."""
         fresh, state = ((self.status or {}).get(name) for name in ("fresh_seconds", "state"))
-        return state == STOPPED or self.seen_seconds_ago > (fresh if isinstance(fresh, int | float) else GONE_SECONDS)
+        return is_gone(state, fresh, self.seen_seconds_ago)
 
     @property
     def networks(self) -> int:
@@ -78,6 +78,12 @@ class Everyone:
     hosts: tuple[HostRow, ...]
     held: tuple[Held, ...]
     scans: tuple[Scan, ...]
+
+
+def is_gone(state: object, fresh_seconds: object, seen_seconds_ago: float) -> bool:
+    """Whether nobody works at a host that said this of itself when it was last seen."""
+    fresh = fresh_seconds if isinstance(fresh_seconds, int | float) else GONE_SECONDS
+    return state == STOPPED or seen_seconds_ago > fresh
 
 
 async def read(database: Database) -> Everyone:

@@ -10,6 +10,7 @@ is no "or nobody holds it" branch: a stale worker would pass it after its succes
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Literal, LiteralString
 
 import orjson
@@ -38,13 +39,14 @@ class Persisted:
     """What became of a batch: the ids whose decision was written, and why others were not.
 
     `history`: by id, the entries that are new: (reason, evidence_ref). A late payment is told once.
-    `is_due_again`: some of what was written is to be looked at again at once.
+    `is_due_again`: some of what was written is to be looked at again at once. `at`: when, by the database's clock.
     """
 
     written: frozenset[str]
     refused: Counter[Refusal]
     history: Mapping[str, tuple[tuple[Reason, str | None], ...]] = field(default_factory=dict)
     is_due_again: bool = False
+    at: datetime | None = None
 
 
 async def persist(
@@ -73,7 +75,8 @@ async def persist(
                 history[id_].append((Reason(reason), evidence_ref))
         if len(written) < len(batch.claims):
             await transaction.send(_HAND_BACK, parameters)
-        return Persisted(written, refused, {id_: tuple(told) for id_, told in history.items()})
+        told = {id_: tuple(entries) for id_, entries in history.items()}
+        return Persisted(written, refused, told, at=answer.written_at)
 
     persisted = await database.transact(work)
     looks = {id_: each.look for id_, each in outcomes.items() if isinstance(each, Decision)}
@@ -275,7 +278,8 @@ WITH locked AS MATERIALIZED (
     + """IS NOT DISTINCT FROM l.owed
   RETURNING r.id
 )
-SELECT ARRAY(SELECT id FROM written) AS written,
+SELECT clock_timestamp() AS written_at,
+       ARRAY(SELECT id FROM written) AS written,
        ARRAY(SELECT l.id FROM locked l LEFT JOIN written w ON w.id = l.id WHERE l.is_held AND w.id IS NULL) AS held,
        ARRAY(SELECT l.id FROM locked l WHERE l.is_held AND NOT l.is_status) AS moved,
        ARRAY(SELECT l.id FROM locked l JOIN written w ON w.id = l.id

@@ -180,7 +180,7 @@ class Auditor:
     async def _compare_and_mark(self, cursor: Cursor, page: Page, tally: _Tally) -> None:
         """What lets them expire is vouched for. They may have got money and sent it on, so nonces count as well."""
         states, is_sure = await self._nodes.ask(lambda chain: surety.at_end(self._nodes, chain, page))
-        self._tell_surety(is_sure)
+        self._tell_surety(is_sure, len(page.accounts))
         explained = [
             each
             for each, state in zip(page.accounts, states, strict=True)
@@ -238,8 +238,10 @@ class Auditor:
             tally.unexplained += 1
             self._tell_unexplained(account, finding)
 
-    def _tell_surety(self, is_sure: bool) -> None:
+    def _tell_surety(self, is_sure: bool, balances: int) -> None:
         """Tell once that requests expire by one node's word. (Some prove their latest block only: now and then.)"""
+        if not is_sure:
+            metrics.BALANCES_UNPROVEN.inc(balances, self._terms.network.name)
         if not is_sure and not self._has_told:
             self._has_told = True
             self._log.warning(

@@ -39,6 +39,9 @@ def tell(batch: Batch, outcomes: Outcomes, persisted: Persisted, seconds: float)
                 outcome.status != claim.request.status
             )
             entries = persisted.history[claim.request.id]
+            if outcome.paid_at is not None and persisted.at is not None:
+                since = max(outcome.paid_at, claim.request.created_at)
+                metrics.NOTICE_SECONDS.observe((persisted.at - since).total_seconds(), batch.network.name)
             if entries:
                 told.update((claim.request.status, outcome.status, reason) for reason, _ in entries)
                 _tell_transition(bound, claim, outcome, entries)

@@ -359,6 +359,7 @@ def _together(one: Persisted, other: Persisted) -> Persisted:
         one.refused + other.refused,
         {**one.history, **other.history},
         is_due_again=one.is_due_again or other.is_due_again,
+        at=other.at or one.at,
     )
 
 

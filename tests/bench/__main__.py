@@ -29,6 +29,7 @@ PARTS = {
     "proof": "parse, decode and prove a block of 200 transactions and 500 logs",
     "scrape": "a scrape of 1, 4, 64 and 512 busy seats beside the library's own collector; what a count costs",
     "preload": "fork → ready and the memory of each process, with the preload and without, and of the packaged binary",
+    "packages": "size, start and memory of the wheel, the binary and the shiv (the last two where they were made)",
     "takeover": "kill -9 of a worker that holds leases, 200 times: its replacement, and its leases at others",
     "drain": "TERM while an RPC call or a statement is slow: 50 times, with a deadline of 2 s",
     "orphans": "kill -9 of a supervisor: until no process of its is left, 50 times",

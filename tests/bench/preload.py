@@ -55,7 +55,7 @@ Way = dict[str, Any]  # how Program is to start it
 def ways() -> dict[str, Way]:
     """What is compared."""
     found: dict[str, Way] = {"preload": {}, "no preload": {"code": WITHOUT}}
-    if launcher.is_packed():
+    if launcher.is_packed("binary"):
         found["binary"] = {"launched": "binary"}
     return found
 

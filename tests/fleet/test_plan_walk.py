@@ -7,7 +7,11 @@ at who is settled and at the spare seat in `_replace_next`, the generation in `_
 """
 
 import random
+from collections import Counter
+from collections.abc import Callable
 from signal import SIGABRT, SIGINT, SIGKILL, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU
+
+import pytest
 
 from reconsup.fleet import plan
 from reconsup.fleet.plan import (
@@ -36,7 +40,8 @@ from reconsup.fleet.plan import (
     Terms,
     Tick,
 )
-from reconsup.fleet.slot import LIVE, MONITOR, PROBE, SPARE, Cause, WorkerState
+from reconsup.fleet.slot import LIVE, MONITOR, MOVES, PROBE, SPARE, Cause, Slot, WorkerState
+from reconsup.fleet.state import STEPS
 
 EVENTS = 100_000
 WORKERS = 3
@@ -66,6 +71,7 @@ class World:
         self.finished: list[int] = []
         self.outcomes: list[str] = []
         self.steps = 0
+        self.phases: set[tuple[Phase, Phase]] = set()
 
     def terms(self) -> Terms:
         least = self.chance.randint(1, WORKERS)
@@ -76,6 +82,7 @@ class World:
         before = self.fleet
         self.fleet, commands = plan.step(before, event, self.now)
         self.steps += 1
+        self.phases.add((before.phase, self.fleet.phase))
         self.check_terms(before, commands)
         for command in commands:
             self.perform(command, before)
@@ -278,9 +285,24 @@ class World:
         raise AssertionError("it does not come to an end")
 
 
-def test_random_walk() -> None:
+def moves_of(put: Callable[[Fleet, Slot], Fleet], moves: Counter[tuple[WorkerState, WorkerState]]) -> object:
+    """The same `put`, which counts the way that each slot goes from state to state."""
+
+    def counted(fleet: Fleet, slot: Slot) -> Fleet:
+        before = fleet.slots.get(slot.number, Slot(slot.number)).state
+        moves[before, slot.state] += before is not slot.state
+        return put(fleet, slot)
+
+    return counted
+
+
+def test_random_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables of states are what the walk saw: seen to fail with a line taken out of them, and with one put in."""
     chance = random.Random(20240607)
     steps, ends, seen, outcomes = 0, [], set(), set()
+    moves: Counter[tuple[WorkerState, WorkerState]] = Counter()
+    phases: set[tuple[Phase, Phase]] = set()
+    monkeypatch.setattr(Fleet, "put", moves_of(Fleet.put, moves))
     while steps < EVENTS:
         world = World(chance)
         for _ in range(chance.choice([5, 50, 500])):
@@ -296,9 +318,13 @@ def test_random_walk() -> None:
         steps += world.steps
         ends += world.finished
         outcomes |= set(world.outcomes)
+        phases |= world.phases
 
     assert {0, 69, 70, 78} == set(ends)
     # the walk went everywhere
     assert {(Phase.RUNNING, state) for state in WorkerState} <= seen
     assert {(Phase.DRAINING, state) for state in LIVE} <= seen
     assert outcomes == {"Accept", "Refuse"}
+    assert {move for move, times in moves.items() if times} == set(MOVES)
+    through = {(before, Phase.DONE) for before, after in STEPS if after is Phase.DRAINING}  # nobody was there to drain
+    assert {step for step in phases if step[0] is not step[1]} - through == set(STEPS)

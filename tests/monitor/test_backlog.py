@@ -151,7 +151,7 @@ def test_serving_nothing_finds_nothing(database: Fresh) -> None:
     insert(database)
 
     assert read(database) == Backlog(0, 0.0, ())
-    assert census(database) == Census({}, 1, {})
+    assert census(database) == Census({}, 1, {}, nobodys=1)
 
 
 def test_a_census_counts_every_row_once(database: Fresh) -> None:
@@ -168,8 +168,31 @@ def test_a_census_counts_every_row_once(database: Fresh) -> None:
     insert(database, chain="bitcoin", network="local", status="expired")
 
     assert census(database, LOCAL) == Census(
-        by_status={"pending": 3, "confirmed": 1, "failed": 1}, unserved=2, row_errors={"failed": 2, "set_aside": 1}
+        by_status={"pending": 3, "confirmed": 1, "failed": 1},
+        unserved=2,
+        row_errors={"failed": 2, "set_aside": 1},
+        nobodys=2,
     )
+
+
+def test_requests_that_another_host_serves_are_not_nobodys(database: Fresh) -> None:
+    """Hosts may serve different networks. Seen to fail without the look at the time, and without the one at the chain.
+
+    A host that is gone serves nothing, and nobody serves a Bitcoin network that has the name of an EVM one.
+    """
+    for chain, network in (("ethereum", "other"), ("ethereum", "lost"), ("bitcoin", "other"), ("ethereum", "typo")):
+        insert(database, chain=chain, network=network)
+    insert(database, network="typo", status="confirmed")
+    for base, networks, seconds_ago in (("host-b", '["other"]', 0), ("host-c", '["lost"]', 700), ("host-d", None, 0)):
+        database.execute(
+            "INSERT INTO app.reconsup_hosts (base, pid, version, slots, started_at, status, last_seen_at) VALUES"
+            " (%s, 7, '0.1.0', 1, now(), jsonb_build_object('networks', %s::jsonb), now() - make_interval(secs => %s))",
+            [base, networks, seconds_ago],
+        )
+
+    found = census(database, LOCAL)
+
+    assert (found.unserved, found.nobodys) == (4, 3)
 
 
 def test_a_census_gives_up_rather_than_weigh_on_the_database(database: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,22 @@ def test_the_four_pages_a_killed_worker_and_a_clean_end(database: Fresh, tmp_pat
         until(lambda: owners(database) == [None])
         until(lambda: [each["state"] for each in fleet.status()["workers"]] == ["ready", "ready"])
 
+        (crash,) = fleet.status()["crashes"]
+        assert {name: crash[name] for name in ("slot", "worker_id", "pid", "cause", "exit_code", "signal", "row")} == {
+            "slot": victim["slot"],
+            "worker_id": victim["worker_id"],
+            "pid": victim["pid"],
+            "cause": "signal",
+            "exit_code": None,
+            "signal": "SIGKILL",
+            "row": None,
+        }
+        assert 0 <= crash["seconds_ago"] < 20
+        assert abs(datetime.fromisoformat(crash["at"]) - datetime.now(UTC)) < timedelta(seconds=20)
+        shown = fleet.get("/")[1]
+        assert "signal (SIGKILL)" in shown
+        assert "Nothing has happened yet." in shown, "the history was read for the first who looked"
+
         page = fleet.get("/metrics")[1]
         assert "reconsup_requests_claimed_total 15.0" in page
         assert 'reconsup_workers{state="ready"} 2.0' in page

@@ -105,7 +105,32 @@ in_child(0, work)
 
     assert value(text, "reconsup_rpc_requests_total", network="local", method="eth_chainId", outcome="ok") == 1
     assert value(text, "reconsup_rpc_requests_total", network="local", method="other", outcome="other") == 50
-    assert len([name for name, _ in samples(text) if name == "reconsup_transitions_total"]) == 1
+    odd = [
+        labels for name, labels in samples(text) if name == "reconsup_transitions_total" and ("to", "other") in labels
+    ]
+    assert len(odd) == 1
+
+
+def test_what_is_an_alarm_when_it_happens_once_stands_at_0_before(tmp_path: Path) -> None:
+    """Prometheus sees no increase where a number was not there before. Seen to fail without the table's `begins`."""
+    run(tmp_path, "in_child(0, lambda: None)")
+    text = render(tmp_path, {})
+
+    late = {"from": "expired", "to": "expired", "reason": "payment_late"}
+    assert value(text, "reconsup_transitions_total", **late) == 0
+    assert value(text, "reconsup_writes_refused_total", reason="lease_lost") == 0
+    assert value(text, "reconsup_row_failures_total", reason="refused") == 0
+    for line in metrics.TABLE:
+        assert all(line.bounded(labels) == labels for labels in line.begins), line.name
+
+
+def test_a_histogram_may_have_bounds_of_its_own(tmp_path: Path) -> None:
+    run(tmp_path, "in_child(0, lambda: [metrics.NOTICE_SECONDS.observe(s, 'local') for s in (0.5, 40, 50, 9999)])")
+    text = render(tmp_path, {})
+
+    counts = [value(text, "reconsup_notice_seconds_bucket", network="local", le=le) for le in ("1.0", "60.0", "+Inf")]
+    assert counts == [1, 3, 4]
+    assert ("reconsup_notice_seconds_bucket", frozenset({("network", "local"), ("le", "0.25")})) not in samples(text)
 
 
 def test_a_wrong_number_of_labels_is_our_own_mistake() -> None:
@@ -173,6 +198,14 @@ def test_the_table_has_the_names_of_the_contract() -> None:
         "reconsup_workers_wanted": (),
         "reconsup_worker_memory_bytes": ("slot",),
         "reconsup_worker_beat_age_seconds": ("slot",),
+        "reconsup_ready": (),
+        "reconsup_database_answers": (),
+        "reconsup_requests": ("status",),
+        "reconsup_census_age_seconds": (),
+        "reconsup_nobodys_requests": (),
+        "reconsup_chain_at_head": ("network",),
+        "reconsup_notice_seconds": ("network",),
+        "reconsup_balances_unproven_total": ("network",),
     }
 
     assert {line.name: line.labels for line in metrics.TABLE} == contract | ours

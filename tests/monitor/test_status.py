@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from reconsup.fleet.crashes import Crash
 from reconsup.fleet.scoreboard import CellView, Load
 from reconsup.fleet.slot import SPARE, Cause, WorkerState
 from reconsup.monitor import metrics, status
@@ -85,12 +86,33 @@ def known(**fields: Any) -> Known:
             "fresh_seconds": 20.0,
             "backlog": Backlog(4, 2.5, (LOCAL, STOPPED, UNBORN)),
             "backlog_at": NOW - 1,
-            "census": Census({"pending": 4}, 2, {"set_aside": 1}),
+            "census": Census({"pending": 4}, 2, {"set_aside": 1}, nobodys=1),
             "census_at": NOW - 30,
             "problem": None,
             **fields,
         }
     )
+
+
+def test_crashes_are_told_with_their_age_by_a_clock_that_nobody_sets() -> None:
+    """Seen to fail when the age is taken from the wall clock."""
+    killed = Crash(1, "host-1", 101, -9, Cause.SIGNAL, at=1_767_312_000.5, at_monotonic=NOW - 5, row="pay_1")
+    crashed = replace(killed, slot=-1, worker_id="host-monitor", code=70, cause=Cause.CRASH, row=None)
+
+    told: Any = status.status(replace(FLEET, crashes=(killed, crashed)), known(), NOW)
+
+    assert told["crashes"][0] == {
+        "slot": 1,
+        "worker_id": "host-1",
+        "pid": 101,
+        "cause": "signal",
+        "exit_code": None,
+        "signal": "SIGKILL",
+        "row": "pay_1",
+        "at": "2026-01-02T00:00:00.500000+00:00",
+        "seconds_ago": 5.0,
+    }
+    assert (told["crashes"][1]["exit_code"], told["crashes"][1]["signal"]) == (70, None)
 
 
 def test_status_is_the_contract() -> None:
@@ -189,7 +211,9 @@ def test_what_is_too_old_is_not_known_but_every_field_is_there(stale: dict[str, 
     assert all(set(network.values()) == {None} for network in told["networks"].values())
     for part in ("backlog", "networks", "supervisor"):
         assert set(told[part]) == set(fresh[part])
-    names = set(status.readings(FLEET, known(**stale), NOW))
+    found = status.readings(FLEET, known(**stale), NOW)
+    assert found["reconsup_database_answers"] == found["reconsup_ready"] == {(): 0}  # alarms hang on it
+    names = set(found)
     assert not [name for name in names if name.startswith(("reconsup_chain", "reconsup_due", "reconsup_row"))]
 
 
@@ -217,7 +241,11 @@ def test_readings_are_lines_of_the_table_with_their_labels() -> None:
     assert found["reconsup_workers"]["parked",] == 0
     # seat 5 is no longer one of the fleet's: counters do not vanish
     restarts = {("1", "signal"): 2, ("5", "hang"): 1, ("spare", "crash"): 3}
-    assert found["reconsup_worker_restarts_total"] == restarts
+    found_restarts = found["reconsup_worker_restarts_total"]
+    assert {labels: count for labels, count in found_restarts.items() if count} == restarts
+    # a first death is a step from 0: Prometheus would not see it of a number that was not there
+    assert {(slot, cause) for slot in "01" for cause in ("crash", "signal", "boot", "hang")} <= found_restarts.keys()
+    assert found["reconsup_ready"] == found["reconsup_database_answers"] == {(): 1}
     assert found["reconsup_deaths_overwritten_total"] == {(): 4}
     assert found["reconsup_supervisor_start_time_seconds"] == {(): FLEET.started_at.timestamp()}
     assert found["reconsup_worker_ready_seconds"] == {(): 0.5}
@@ -226,6 +254,11 @@ def test_readings_are_lines_of_the_table_with_their_labels() -> None:
     assert found["reconsup_worker_beat_age_seconds"] == {("0",): 1.0}
     assert found["reconsup_chain_head"] == {("local",): 105, ("stopped",): 9}
     assert found["reconsup_span_blocks_left"] == {("local",): 7}
+    assert found["reconsup_chain_at_head"] == {("local",): 0}
+    assert found["reconsup_requests"]["pending",] == 4
+    assert found["reconsup_requests"]["reorged",] == 0
+    assert found["reconsup_census_age_seconds"] == {(): 30}
+    assert found["reconsup_nobodys_requests"] == {(): 1}
     assert found["reconsup_chain_stopped"] == {("local",): 0, ("stopped",): 1, ("unborn",): 0}
     assert found["reconsup_chain_proven"] == {("local",): 1, ("stopped",): 0}
     assert found["reconsup_rpc_disagreement"] == {("local",): 0, ("stopped",): 1}

@@ -341,3 +341,26 @@ def test_a_request_that_was_confirmed_before_is_reconfirmed_by_whatever_way_it_c
     """confirmed → reorged → detected → confirmed was seen to write `payment_confirmed` a second time."""
     assert decided(status, paid(100, 3), was_confirmed=True).reason == Reason.RECONFIRMED
     assert decided(status, paid(100, 3)).reason == Reason.CONFIRMED
+
+
+@pytest.mark.parametrize(
+    ("before", "money", "paid_at"),
+    [
+        pytest.param(PENDING, (paid(99, 3, at=-90),), None, id="not enough"),
+        pytest.param(PENDING, (paid(100, 1, at=-90),), -90.0, id="detected"),
+        pytest.param(PENDING, (paid(100, 3, at=-90),), -90.0, id="confirmed at first sight"),
+        pytest.param(
+            PENDING,
+            (paid(60, 5, at=-90), paid(40, 4, at=-80, ref="0xa2"), paid(40, 3, at=-70, ref="0xa3")),
+            -80.0,
+            id="the one that made it enough, not the first and not one too many",
+        ),
+        pytest.param(DETECTED, (paid(100, 3, at=-90),), None, id="it was noticed before"),
+        pytest.param(REORGED, (paid(100, 1, at=-90),), None, id="it was noticed before it was taken back"),
+    ],
+)
+def test_the_time_of_the_payment_is_told_when_it_is_noticed(
+    before: Status, money: tuple[Settlement, ...], paid_at: float | None
+) -> None:
+    """Seen to fail with the latest payment's time, and with the first one's."""
+    assert decided(before, *money).paid_at == (None if paid_at is None else after_deadline(paid_at))

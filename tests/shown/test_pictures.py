@@ -69,6 +69,15 @@ def test_a_low_terminal_leaves_out_healthy_workers_and_says_so() -> None:
     assert any(line.startswith("mainnet") for line in lines)
 
 
+def test_the_last_crash_is_one_line() -> None:
+    crashed = told.host(crashes=told.CRASHES)
+
+    lines = words(host.picture(crashed, 80))
+
+    assert "last crash  pay-1-2 crash (exit code 70)  3 min ago  at request pr_00000042" in lines
+    assert [line for line in words(host.picture(told.host(crashes=[]), 80)) if "crash" in line] == []
+
+
 @pytest.mark.parametrize("height", range(1, 40))
 def test_no_terminal_is_too_low(height: int) -> None:
     for picture, what in (*PAGES.values(), (host.picture, CROWD)):

@@ -183,3 +183,69 @@ EVERYONE = {
     ],
     "unknown_owners": {"owners": ["pay-3-0#ab"], "leases": 14, "scans": [], "end_in_seconds": 12.3},
 }
+
+
+def a_transition(number: int, **fields: Any) -> dict[str, Any]:
+    return {
+        "id": number,
+        "request_id": f"pr_{number:08}",
+        "from_status": "pending",
+        "to_status": "confirmed",
+        "reason": "payment_confirmed",
+        "amount_minor": "1500000000000000000",
+        "expected_amount_minor": "1000000000000000000",
+        "confirmations": 3,
+        "error": None,
+        "worker_id": "pay-1-0",
+        "at": "2026-01-02T03:04:01+00:00",
+        "seconds_ago": 4.5,
+        "network": "mainnet",
+        "asset": "ETH",
+        "token_decimals": None,
+        "is_native": True,
+        **fields,
+    }
+
+
+def a_crash(slot: int, **fields: Any) -> dict[str, Any]:
+    return {
+        "slot": slot,
+        "worker_id": f"pay-1-{slot}",
+        "pid": 4720 + slot,
+        "cause": "signal",
+        "exit_code": None,
+        "signal": "SIGKILL",
+        "row": None,
+        "at": "2026-01-02T03:01:00+00:00",
+        "seconds_ago": 185.5,
+        **fields,
+    }
+
+
+CRASHES = [
+    a_crash(2, cause="crash", exit_code=70, signal=None, row="pr_00000042"),
+    a_crash(1, cause="hang", signal="SIGABRT", at="2026-01-01T23:59:00+00:00", seconds_ago=11105.5),
+]
+USDT = {"asset": "USDT", "token_decimals": 6, "is_native": False, "network": "base"}
+RECENT = {
+    "transitions": [
+        a_transition(9),
+        a_transition(8, **USDT, amount_minor="2500000", expected_amount_minor="5000000", to_status="detected",
+                     reason="payment_detected"),
+        a_transition(7, from_status="confirmed", to_status="reorged", reason="payment_reorged", worker_id="pay-2-0"),
+        a_transition(6, to_status="pending", reason="row_failed", error="ambiguous_address", amount_minor=None,
+                     expected_amount_minor=None, asset=None, network=None),
+        a_transition(5, to_status="expired", reason="payment_expired", amount_minor="0",
+                     at="2026-01-01T03:04:01+00:00", seconds_ago=86404.5),
+    ],
+    "hosts": [
+        {"base": "pay-1", "pid": 4711, "version": "0.1.0", "seen_seconds_ago": 1.0, "state": "running",
+         "workers_wanted": 2, "slots": 2, "workers_ready": 2, "networks": ["mainnet"], "gone": False},
+        {"base": "pay-2", "pid": 99, "version": "0.1.0", "seen_seconds_ago": 1.4, "state": "running",
+         "workers_wanted": 4, "slots": 4, "workers_ready": 3, "networks": ["mainnet", "base"], "gone": False},
+        {"base": "pay-3", "pid": 98, "version": "0.1.0", "seen_seconds_ago": 400.0, "state": "running",
+         "workers_wanted": 2, "slots": 2, "workers_ready": 2, "networks": ["mainnet"], "gone": True},
+    ],
+    "seconds_ago": 1.5,
+    "problem": None,
+}  # fmt: skip

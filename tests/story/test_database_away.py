@@ -65,6 +65,10 @@ def test_it_is_away_for_a_while_and_everybody_is_at_work_again_in_two_seconds(sc
     before = left(scene)
     with stopped(scene):
         attempts = _attempts_a_second(scene, 2.0)
+        page = scene.program.get("/metrics")[1].splitlines()
+        assert {"reconsup_database_answers 0.0", "reconsup_ready 0.0"} <= set(page), (
+            "what ReconsupDatabaseAway waits for"
+        )
     assert attempts <= 1.5, "a second and process, with jitter"
     for way in (outages.forgotten, frozen):
         ready, looked = recovery(scene, way, 1.5)

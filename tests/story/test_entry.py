@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import launcher
 from tests.support.pid_one import as_pid_one, pid_outside
 from tests.support.program import free_port, wait_for
 
@@ -25,9 +26,11 @@ pytestmark = pytest.mark.story
 
 TERM, INT, HUP, QUIT = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT
 IMPORT_SECONDS = 1.6  # of `run`, on a machine that does other things as well
-AS_MODULE = ("-m", "reconsup")
 # what pip writes into bin/reconsup
-AS_SCRIPT = ("-c", "import re, sys\nfrom reconsup.__main__ import main\nsys.argv[0] = 'reconsup'\nsys.exit(main())")
+SCRIPT = "import re, sys\nfrom reconsup.__main__ import main\nsys.argv[0] = 'reconsup'\nsys.exit(main())"
+AS_SCRIPT = (sys.executable, "-c", SCRIPT)
+Way = Sequence[str] | None
+AS_CHOSEN: Way = None  # as the launcher says, which is a module where nothing else was asked for
 
 
 @dataclass
@@ -44,7 +47,10 @@ class Start:
 
 
 @contextmanager
-def starting(folder: Path, *words: str, way: Sequence[str] = AS_MODULE, before: Sequence[str] = ()) -> Iterator[Start]:
+def starting(
+    folder: Path, *words: str, way: Way = AS_CHOSEN, before: Sequence[str] = (), **variables: str
+) -> Iterator[Start]:
+    launched = launcher.chosen()
     log = folder / f"{time.monotonic_ns()}.log"
     settings = {
         "DATABASE_URL": f"postgresql://u:p@127.0.0.1:{free_port()}/d",
@@ -54,8 +60,9 @@ def starting(folder: Path, *words: str, way: Sequence[str] = AS_MODULE, before: 
     }
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*before, sys.executable, *way, *words],
-            env=os.environ | settings,
+            [*before, *(way or launched.words()), *words],
+            env={**os.environ, **launched.variables, **settings, **variables},
+            cwd=launched.folder,
             stdout=out,
             stderr=out,
             # of its own process group, as a shell or a unit would start it
@@ -113,7 +120,7 @@ def all_that_may_come(start: Start) -> None:
         os.kill(start.pid, number)
 
 
-def strike_at(folder: Path, strike: Strike, seconds: float, way: Sequence[str], before: Sequence[str] = ()) -> None:
+def strike_at(folder: Path, strike: Strike, seconds: float, way: Way, before: Sequence[str] = ()) -> None:
     """One start, struck so long after its first line; it must stop by itself, and cleanly."""
     with starting(folder, "--workers", "2", way=way, before=before) as start:
         until_it_holds(start)
@@ -131,14 +138,14 @@ def strike_at(folder: Path, strike: Strike, seconds: float, way: Sequence[str], 
 @pytest.mark.parametrize(
     ("strike", "way", "is_pid_one"),
     [
-        (term, AS_MODULE, False),
-        (term_twice, AS_MODULE, True),
+        (term, AS_CHOSEN, False),
+        (term_twice, AS_CHOSEN, True),
         (int_to_the_group, AS_SCRIPT, False),
         (all_that_may_come, AS_SCRIPT, True),
     ],
 )
 def test_who_is_told_to_stop_while_it_imports_stops_and_exits_0(
-    tmp_path: Path, strike: Strike, way: Sequence[str], *, is_pid_one: bool
+    tmp_path: Path, strike: Strike, way: Way, *, is_pid_one: bool
 ) -> None:
     """Seen to fail without the block."""
     strike_at(tmp_path, strike, random.uniform(0, 0.3), way, as_pid_one() if is_pid_one else ())
@@ -153,7 +160,7 @@ def test_at_no_moment_of_the_start_one_is_lost(tmp_path: Path, strike: Strike, *
         before = (*before, "setsid")  # `unshare` itself would die of it
     moments = [random.uniform(0, IMPORT_SECONDS) for _ in range(20 if strike is term else 8)]
     with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(strike_at, tmp_path, strike, each, AS_MODULE, before) for each in moments]:
+        for done in [pool.submit(strike_at, tmp_path, strike, each, AS_CHOSEN, before) for each in moments]:
             done.result()
 
 

@@ -59,6 +59,10 @@ def test_two_hosts_on_one_database_confirm_each_request_once_and_never_hold_one_
                 town.pay(ids[start : start + 50], a_block=5)
             wait_for("all are confirmed", lambda: town.statuses() == {"confirmed": 200}, 60)
             assert (one.stop(), other.stop()) == (0, 0)
+    told = [each for host in (one, other) for each in host.events("transition")]
+    assert sorted(each["request_id"] for each in told if each["reason"] == "payment_confirmed") == sorted(ids)
+    worked = {each["worker_id"] for host in (one, other) for each in host.events("cycle") if each["claimed"]}
+    assert {"host-a-0"} < worked <= {"host-a-0", *(f"host-b-{slot}" for slot in range(16))}
     confirmations = town.database.fetch(
         "SELECT payment_request_id, count(*) FROM app.payment_request_transitions"
         " WHERE reason = 'payment_confirmed' GROUP BY 1"

@@ -21,7 +21,7 @@ def test_status_shows_this_host_and_all_and_says_when_one_is_gone(town: Town) ->
     with Program(town.database.url, town.rpc_urls, folder=town.folder, worker_id="pay-1") as program:
         program.wait_ready()
         here = ("--metrics-address", f"127.0.0.1:{program.port}")
-        victim = program.pids()[1]
+        victim = wait_for("the second one is there too", lambda: program.pids().get(1))
         os.kill(victim, signal.SIGKILL)
         wait_for("it is replaced", lambda: program.pids().get(1, victim) != victim)
 

@@ -1,8 +1,9 @@
-"""How the program under test is started: from the source, the wheel or the packaged binary; alone, as PID 1, watched.
+"""How the program under test is started: from the source, the wheel or one of the one files; alone, as PID 1, watched.
 
-RECONSUP_TEST_PROGRAM says which: one of `source` (the default), `wheel`, `binary`, and after a plus sign any of
-`pid1` (in a PID namespace of its own) and `notify` (under a service manager that listens); `pid1` is `source+pid1`.
-A test that puts code of its own into the program (`planted`) cannot do so in the binary.
+RECONSUP_TEST_PROGRAM says which: one of `source` (the default), `wheel`, `binary`, `shiv`, and after a plus sign any of
+`pid1` (in a PID namespace of its own), `notify` (under a service manager that listens) and, for the one files, `bare`
+(where nothing is that they do not need); `pid1` is `source+pid1`.
+A test that puts code of its own into the program (`planted`) cannot do so in the one files.
 """
 
 import atexit
@@ -19,13 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from tests.support import wheel
+from tests.support import bare, wheel
 from tests.support.notified import Manager
 
 VARIABLE = "RECONSUP_TEST_PROGRAM"
-BINARY = "RECONSUP_TEST_BINARY"  # where it is, if not in dist/
-SOURCES = ("source", "wheel", "binary")
-AROUND = ("pid1", "notify")
+# where they are: here, unless the variable says
+PACKED = {"binary": ("RECONSUP_TEST_BINARY", "dist/reconsup"), "shiv": ("RECONSUP_TEST_SHIV", "dist/reconsup.pyz")}
+SOURCES = ("source", "wheel", *PACKED)
+AROUND = ("pid1", "notify", "bare")
 INNER = Path(__file__).with_name("inner.py")
 
 
@@ -184,20 +186,32 @@ def named(name: str) -> Launcher:
         environment = _installed()
         python = str(environment / "bin" / "python")
         return Launcher(name, (str(environment / "bin" / "reconsup"),), python, environment.parent, around)
-    if parts[0] == "binary":
-        assert is_packed(), f"{_packed()} is not there: run `make binary`"
+    if parts[0] in PACKED:
         folder = _throwaway("reconsup-unpacked-")
-        return Launcher(name, (str(_packed()),), None, folder, around, {"RECONSUP_HOME": str(folder / "home")})
+        command = tuple(_one_file(parts[0], folder / "root" if "bare" in around else None))
+        return Launcher(name, command, None, folder, around, {"RECONSUP_HOME": str(folder / "home")})
+    assert "bare" not in around, f"{VARIABLE}={name}: only {' and '.join(PACKED)} can do with so little"
     return Launcher(name, (sys.executable, "-m", "reconsup"), sys.executable, None, around)
 
 
-def is_packed() -> bool:
-    """Whether there is a packaged program to be tested."""
-    return _packed().exists()
+def is_packed(name: str) -> bool:
+    """Whether there is such a one file to be tested."""
+    return packed(name).exists()
 
 
-def _packed() -> Path:
-    return Path(os.environ.get(BINARY) or wheel.ROOT / "dist" / "reconsup").resolve()
+def packed(name: str) -> Path:
+    """Where it is."""
+    variable, usual = PACKED[name]
+    return Path(os.environ.get(variable) or wheel.ROOT / usual).resolve()
+
+
+def _one_file(name: str, root: Path | None) -> list[str]:
+    path = packed(name)
+    assert path.exists(), f"{path} is not there: run `make {name}`"
+    if root is not None:
+        return bare.with_a_c_library(root, path) if name == "binary" else bare.with_a_python(root, path)
+    # a Python that has packages: they must not get in
+    return [str(path)] if name == "binary" else [sys.executable, str(path)]
 
 
 def _installed() -> Path:

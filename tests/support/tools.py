@@ -1,8 +1,8 @@
 """Other people's programs that tests run against: found on this machine, or fetched into .venv without root.
 
-`python -m tests.support.tools postgres-15` (or `pgbouncer`, `promtool`, `docker-compose`) is what make calls. It ends
-with 1 and one sentence that says what to install where it can do neither. Tests only look. RECONSUP_TEST_TOOLS: another
-folder than .venv for promtool and docker-compose.
+`python -m tests.support.tools postgres-15` (or another of TOOLS) is what make calls. It ends with 1 and one sentence
+that says what to install where it can do neither. Tests only look. RECONSUP_TEST_TOOLS: another folder than .venv for
+promtool, prometheus, chromium and docker-compose.
 """
 
 import json
@@ -20,10 +20,10 @@ POSTGRES_15 = VENV / "postgres-15"  # a link to the folder with initdb and postg
 POSTGRES_15_DEBIAN = Path("/usr/lib/postgresql/15/bin")
 POSTGRES_15_VERSION = "15.18.0-beta.17"
 PGBOUNCER = VENV / "pgbouncer"  # Debian packages, unpacked
-PROMTOOL = Path(os.environ.get("RECONSUP_TEST_TOOLS", VENV)) / "promtool"  # out of Debian's package
-COMPOSE = Path(os.environ.get("RECONSUP_TEST_TOOLS", VENV)) / "docker-compose"  # Debian packages, unpacked
-LIBRARIES = r"lib[\w.+-]+"
-PYTHON_PACKAGES = r"python3-[\w.+-]+"
+SYSTEMD = VENV / "systemd"  # Debian packages, unpacked: only systemd-analyze is run
+PROMETHEUS = Path(os.environ.get("RECONSUP_TEST_TOOLS", VENV))  # the folder of both, out of Debian's package
+CHROMIUM = PROMETHEUS / "chromium"  # Debian packages, unpacked
+COMPOSE = PROMETHEUS / "docker-compose"  # Debian packages, unpacked
 
 
 class Missing(Exception):
@@ -56,36 +56,123 @@ def fetch_pgbouncer() -> None:
 
 
 def promtool() -> Path:
-    """Prometheus's own judge of metrics pages."""
-    if found := shutil.which("promtool"):
+    """Prometheus's own judge of metrics pages and rules."""
+    return _of_prometheus("promtool")
+
+
+def prometheus() -> Path:
+    """The server."""
+    return _of_prometheus("prometheus")
+
+
+def _of_prometheus(name: str) -> Path:
+    if found := shutil.which(name):
         return Path(found)
-    if not PROMTOOL.exists():
-        raise Missing("promtool is not here: run `make test`, which fetches it, or install the package prometheus")
-    return PROMTOOL
+    if not (PROMETHEUS / name).exists():
+        raise Missing(f"{name} is not here: run `make test`, which fetches it, or install the package prometheus")
+    return PROMETHEUS / name
 
 
-def fetch_promtool() -> None:
-    """From the PATH, else out of Debian's package, of which the server is left behind."""
+def fetch_prometheus() -> None:
+    """Judge and server, from the PATH, else out of Debian's package; that leaves the server's configuration behind."""
     try:
-        path = promtool()
+        paths = (promtool(), prometheus())
     except Missing:
         with tempfile.TemporaryDirectory() as folder:
-            _unpack_debian("prometheus", Path(folder), beside=None)  # it is written in Go
-            PROMTOOL.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(Path(folder) / "usr/bin/promtool", PROMTOOL)
-        path = promtool()
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+            _unpack_debian("prometheus", Path(folder), with_libraries=False)  # it is written in Go
+            PROMETHEUS.mkdir(parents=True, exist_ok=True)
+            for name in ("promtool", "prometheus"):
+                shutil.move(Path(folder) / "usr/bin" / name, PROMETHEUS / name)
+        paths = (promtool(), prometheus())
+    for path in paths:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        if said.returncode != 0:
+            raise Missing(f"{path.name} does not run here ({said.stderr.strip()}): install the package prometheus")
+        print(f"{said.stdout.splitlines()[0]}: {path}")
+
+
+def chromium() -> tuple[Path, Mapping[str, str]]:
+    """A browser without a window, and the environment that it needs."""
+    for name in ("chromium-headless-shell", "chromium"):
+        if found := shutil.which(name):
+            return Path(found), {}
+    fetched = CHROMIUM / "usr/lib/chromium/chromium-headless-shell"
+    if not fetched.exists():
+        raise Missing("chromium is not here: run `make test-all`, which fetches it, or install the package chromium")
+    libraries = sorted({str(library.parent) for library in CHROMIUM.rglob("lib*.so*")})
+    return fetched, {"LD_LIBRARY_PATH": ":".join(libraries), "FONTCONFIG_FILE": str(CHROMIUM / "fonts.conf")}
+
+
+def fetch_chromium() -> None:
+    """From the PATH, else out of Debian's packages: the browser and what this machine lacks of what it needs."""
+    try:
+        path, environment = chromium()
+    except Missing:
+        _unpack_missing("chromium-headless-shell", CHROMIUM)
+        fonts = "".join(f"<dir>{each}</dir>" for each in ("/usr/share/fonts", CHROMIUM / "usr/share/fonts"))
+        fonts += f"<cachedir>{CHROMIUM / 'cache'}</cachedir>"
+        for family in ("sans-serif", "Helvetica", "Arial"):
+            fonts += f"<alias><family>{family}</family><prefer><family>DejaVu Sans</family></prefer></alias>"
+        (CHROMIUM / "fonts.conf").write_text(f"<fontconfig>{fonts}</fontconfig>")
+        path, environment = chromium()
+    said = subprocess.run([path, "--version"], env={**os.environ, **environment}, capture_output=True, text=True)
     if said.returncode != 0:
-        raise Missing(f"promtool does not run here ({said.stderr.strip()}): install the package prometheus")
+        raise Missing(f"chromium does not run here ({said.stderr.strip()}): install the package chromium")
+    print(f"{said.stdout.strip()}: {path}")
+
+
+def _unpack_missing(package: str, target: Path) -> None:
+    """Unpack a package and all that would have to be installed with it, beside the system: nothing is installed."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise Missing(f"{package} is needed and this machine has no apt to fetch it with: install chromium")
+    if not _names(package) and os.geteuid() == 0:
+        subprocess.run(["apt-get", "update", "-qq"], check=False)  # a fresh container has no lists yet
+    simulated = ["apt-get", "install", "--simulate", "--no-install-recommends", package, "fonts-dejavu-core"]
+    said = subprocess.run(simulated, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    names = re.findall(r"^Inst (\S+)", said.stdout, re.MULTILINE)
+    if package not in names:
+        raise Missing(f"apt cannot tell what {package} needs ({said.stderr.strip()}): install the package chromium")
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(["apt-get", "download", "-qq", *names], cwd=folder, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Missing(f"apt could not download {package} ({done.stderr.strip()}): install the package chromium")
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for archive in sorted(Path(folder).glob("*.deb")):
+            subprocess.run(["dpkg", "-x", archive, target], check=True)
+
+
+def systemd_analyze() -> tuple[Path, Mapping[str, str]]:
+    """The judge of units, and the environment that it needs."""
+    if found := shutil.which("systemd-analyze"):
+        return Path(found), {}
+    fetched = SYSTEMD / "usr/bin/systemd-analyze"
+    if not fetched.exists():
+        raise Missing("systemd-analyze is not here: run `make test`, which fetches it, or install the package systemd")
+    libraries = sorted({str(library.parent) for library in SYSTEMD.rglob("lib*.so*")})
+    return fetched, {"LD_LIBRARY_PATH": ":".join(libraries)}
+
+
+def fetch_systemd_analyze() -> None:
+    """From the PATH, else out of Debian's packages."""
+    try:
+        path, environment = systemd_analyze()
+    except Missing:
+        _unpack_debian("systemd", SYSTEMD)
+        path, environment = systemd_analyze()
+    said = subprocess.run([path, "--version"], env={**os.environ, **environment}, capture_output=True, text=True)
+    if said.returncode != 0:
+        raise Missing(f"systemd-analyze does not run here ({said.stderr.strip()}): install the package systemd")
     print(f"{said.stdout.splitlines()[0]}: {path}")
 
 
 def docker_compose() -> tuple[Sequence[str | Path], Mapping[str, str]]:
-    """The words that call a compose that can judge a file without an engine, and the environment that it needs."""
+    """The words that call a compose, which judges a file without an engine, and the environment that it needs."""
     if found := shutil.which("docker-compose"):
         return [found], {}
-    if shutil.which("docker") and _runs(["docker", "compose", "version"]):
-        return ["docker", "compose"], {}
+    plug_in = ["docker", "compose"]
+    if shutil.which("docker") and subprocess.run([*plug_in, "version"], capture_output=True).returncode == 0:
+        return plug_in, {}
     fetched = COMPOSE / "usr/bin/docker-compose"
     if not fetched.exists():
         raise Missing("docker-compose is not here: run `make test`, which fetches it, or install it")
@@ -101,54 +188,63 @@ def fetch_docker_compose() -> None:
     try:
         command, environment = docker_compose()
     except Missing:
-        _unpack_debian("docker-compose", COMPOSE, beside=PYTHON_PACKAGES)
+        _unpack_python("docker-compose", COMPOSE)
         command, environment = docker_compose()
     said = subprocess.run([*command, "version"], env={**os.environ, **environment}, capture_output=True, text=True)
     if said.returncode != 0:
-        raise Missing(f"docker-compose does not run here ({said.stderr.strip()[-300:]}): install the package")
+        why = said.stderr.strip()[-200:]
+        raise Missing(f"docker-compose does not run here ({why}): install the package docker-compose")
     print(f"{said.stdout.splitlines()[0]}: {' '.join(map(str, command))}")
 
 
-def _runs(command: Sequence[str]) -> bool:
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+def _unpack_python(package: str, target: Path) -> None:
+    """Unpack a program written in Python and the Python packages it needs, beside the system: nothing is installed."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise Missing(f"this machine has no apt to fetch it with: install {package}")
+    options = [f"--no-{each}" for each in ("recommends", "suggests", "breaks", "replaces", "enhances", "conflicts")]
+    ask = ["apt-cache", "depends", "--recurse", *options, package]
+    if subprocess.run(ask, capture_output=True, check=False).returncode != 0 and os.geteuid() == 0:
+        subprocess.run(["apt-get", "update", "-qq"], check=False)  # a fresh container has no lists yet
+    said = subprocess.run(ask, capture_output=True, text=True, check=False).stdout
+    names = [package, *sorted(set(re.findall(r"^ *\|?Depends: (python3-[\w.+-]+)$", said, re.MULTILINE)))]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(["apt-get", "download", "-qq", *names], cwd=folder, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Missing(f"apt could not download {package} ({done.stderr.strip()[-200:]}): install {package}")
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for archive in sorted(Path(folder).glob("*.deb")):
+            subprocess.run(["dpkg", "-x", archive, target], check=True)
 
 
-def _unpack_debian(package: str, target: Path, *, beside: str | None = LIBRARIES) -> None:
-    """Unpack a package, and those it needs whose names are like `beside`, next to the system: nothing is installed."""
+def _unpack_debian(package: str, target: Path, *, with_libraries: bool = True) -> None:
+    """Unpack a package and the libraries it names, beside the system: nothing is installed."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise Missing(
             f"{package} is needed and this machine has no apt to fetch it with: install the package {package}"
         )
-    if not _names(package, beside) and os.geteuid() == 0:
+    if not _names(package) and os.geteuid() == 0:
         subprocess.run(["apt-get", "update", "-qq"], check=False)  # a fresh container has no lists yet
-    names = _names(package, beside)
+    names = _names(package)
     if not names:
         raise Missing(f"apt knows no package {package}: run `apt-get update` as root, or install the package {package}")
     with tempfile.TemporaryDirectory() as folder:
-        # one by one if not all at once: of one that is called otherwise here, the system's own will do
-        download = ["apt-get", "download", "-qq"]
-        if subprocess.run([*download, *names], cwd=folder, capture_output=True, check=False).returncode != 0:
-            for name in names:
-                subprocess.run([*download, name], cwd=folder, capture_output=True, check=False)
+        for name in (
+            names if with_libraries else [package]
+        ):  # one by one: of a library that is called otherwise here, the system's own will do
+            subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, capture_output=True, check=False)
         archives = sorted(Path(folder).glob("*.deb"))
         if not any(archive.name.startswith(f"{package}_") for archive in archives):
             raise Missing(f"apt could not download {package}: install the package {package}")
-        target.parent.mkdir(parents=True, exist_ok=True)
         for archive in archives:
             subprocess.run(["dpkg", "-x", archive, target], check=True)
 
 
-def _names(package: str, beside: str | None) -> list[str]:
-    """A package and those it depends on that are like `beside`; nothing if apt does not know it.
-
-    Of Python packages also what they need in turn; a library's own libraries are the system's.
-    """
-    needs = ["--no-recommends", "--no-suggests", "--no-breaks", "--no-replaces", "--no-enhances", "--no-conflicts"]
-    turns = ["--recurse"] if beside == PYTHON_PACKAGES else []
-    command = ["apt-cache", "depends", *needs, *turns, package]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    found = re.findall(rf"^ *\|?Depends: ({beside})$", said, re.MULTILINE) if beside else []
-    return [package, *sorted({name for name in found if name != "libc6"})] if said else []
+def _names(package: str) -> list[str]:
+    """A package and the libraries that it depends on; nothing if apt does not know it."""
+    said = subprocess.run(["apt-cache", "depends", package], capture_output=True, text=True, check=False).stdout
+    libraries = re.findall(r"^ *\|?(?:Pre)?Depends: (lib[\w.+-]+)$", said, re.MULTILINE)
+    return [package, *(name for name in libraries if name != "libc6")] if libraries else []
 
 
 def fetch_postgres_15() -> None:
@@ -184,10 +280,12 @@ def _unpack_npm(folder: Path) -> Path:
 
 
 TOOLS: Mapping[str, Callable[[], None]] = {
+    "chromium": fetch_chromium,
     "docker-compose": fetch_docker_compose,
     "pgbouncer": fetch_pgbouncer,
     "postgres-15": fetch_postgres_15,
-    "promtool": fetch_promtool,
+    "prometheus": fetch_prometheus,
+    "systemd-analyze": fetch_systemd_analyze,
 }
 
 

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.service
 
 STEPS = 40
 SEEDS, SEEDS_A_CASE = 40, 5
+PARTS = 12  # of the long one, for as many processes as there are
 TRIES_MAX = 150
 ANSWER_BYTES_MAX = 2**20  # an endless answer is given up here, and not at 64 MiB
 
@@ -136,9 +137,11 @@ def test_whatever_happens_on_the_chain_the_statuses_are_right_in_the_end(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("part", range(PARTS))
 def test_whatever_happens_for_long_on_the_chain_the_statuses_are_right_in_the_end(
-    database: Database, grounds: Grounds
+    database: Database, grounds: Grounds, part: int
 ) -> None:
     """Other seeds with RECONSUP_TEST_SEED, the first of them, and RECONSUP_TEST_SEEDS, how many."""
     first = int(os.environ.get("RECONSUP_TEST_SEED", "1000"))
-    play_all(database, grounds, range(first, first + int(os.environ.get("RECONSUP_TEST_SEEDS", "500"))))
+    count = int(os.environ.get("RECONSUP_TEST_SEEDS", "300"))
+    play_all(database, grounds, range(first, first + count)[part::PARTS])

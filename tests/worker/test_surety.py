@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from reconsup import check, settings
 from reconsup.demo.anvil import Anvil
+from reconsup.monitor import metrics
 from tests.support import hidden
 from tests.support.desk import ETHER, Shop, open_shop
 from tests.support.liars import both, telling, traced
@@ -183,9 +184,11 @@ UNPROVABLE: dict[str, Spoil] = {
 
 @pytest.mark.parametrize("node", UNPROVABLE)
 def test_one_node_that_can_prove_nothing_is_believed_and_that_is_told(
-    database: Database, anvil: Anvil, proxy: Proxy, node: str
+    database: Database, anvil: Anvil, proxy: Proxy, node: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Money is settled and what nobody paid expires, as from a node that proves it; once it is asked for a proof."""
+    counted: list[tuple[float, str]] = []
+    monkeypatch.setattr(metrics.BALANCES_UNPROVEN, "inc", lambda count, network: counted.append((count, network)))
 
     async def run() -> None:
         proxy.spoil = UNPROVABLE[node]
@@ -200,6 +203,8 @@ def test_one_node_that_can_prove_nothing_is_believed_and_that_is_told(
             await pass_by(shop, now + SOON)
             logs = await work(shop)
             assert len(named(logs, "balances_unproven")) == 1
+            assert counted
+            assert set(counted) == {(1, "local")}, "the one that waits to expire"
             assert (shop.status(id_), shop.status(empty)) == ("confirmed", "expired")
             if node == "no eth_getProof":
                 assert sum("eth_getProof" in calls for calls in proxy.requests) == 1
