@@ -66,9 +66,16 @@ ELSEWHERE: dict[str, str] = {
     "make spec-lint": "tests/specs/test_lint.py::test_nothing_is_wrong_with_the_pages",
 }
 
+CONTAINERS = "the writer of the compose file, with Podman 4.3, docker-compose 1.29 and images made by hand"
+NO_ENGINE = "the tests have no container engine; tests/packaging/test_service.py runs it beside a stand-in for one"
+
 UNITS = "the writer of the units (tests/packaging/vm.py), under systemd 252"
 
 BY_HAND: dict[str, Hand] = {
+    "SERVICE_RECONCILER_REPLICAS=2 SERVICE_RECONCILER_WORKERS=2 make service-up": Hand(
+        CONTAINERS, "2026-11-24", NO_ENGINE
+    ),
+    "make service-down": Hand(CONTAINERS, "2026-11-24", NO_ENGINE),
     "make demo": Hand(
         "the writer of these pages, in a clean clone",
         "2026-11-24",
