@@ -42,7 +42,11 @@ INSERT INTO app.payment_requests (id, chain, network, asset, status, address_can
 SELECT 'crowd_' || n, 'ethereum', 'anvil', 'ETH', 'pending', '0x' || lpad(to_hex(n), 40, '0'), 'evm_bip44', n, 31337,
        now() + interval '1 hour', 1 FROM generate_series(1, 5000) AS n ON CONFLICT DO NOTHING
 """
-WORK = "UPDATE app.payment_requests SET next_reconcile_at = now() WHERE id LIKE 'crowd%'"
+# Only rows that no worker has in hand: 5,000 in any order could meet a worker's own order in a deadlock.
+WORK = """
+UPDATE app.payment_requests SET next_reconcile_at = now() WHERE id IN (
+  SELECT id FROM app.payment_requests WHERE id LIKE 'crowd%' FOR UPDATE SKIP LOCKED)
+"""
 
 
 class Story:
