@@ -147,7 +147,9 @@ class Story:
         self.vm.run(f"cp -p {ENV} /root/kept; echo RECONSUP_WORKERS=1000 >> {ENV}")
         said = self.block("reload", is_tolerant=True)
         assert "CONFIG_RECONSUP_WORKERS_INVALID" in said[0]
-        self.vm.wait("reload_refused", "journalctl -u reconsup -o cat --since -9s | grep -q reload_refused")
+        # as an error: the journal knows the levels
+        self.vm.wait("reload_refused", "journalctl -u reconsup -o cat -p err --since -9s | grep -q reload_refused")
+        assert '"info"' not in self.vm.run("journalctl -u reconsup -o cat -p warning", is_tolerant=True)
         assert self.main_pid() == pid
         self.vm.run("systemctl stop reconsup")
         assert "exited with error code" in self.vm.run("systemctl start reconsup", is_tolerant=True)
