@@ -135,7 +135,7 @@ def _misdirected(request: web.Request) -> web.Response | None:
 def is_anybodys(host: str) -> bool:
     """Whether it is a name that somebody on the internet may own. Not an address, and not a name without a domain."""
     name = re.sub(r":[0-9]*$", "", host).rstrip(".").lower()
-    return "." in name and re.fullmatch(r"\[.*\]|[0-9.]+|.*\.localhost", name) is None
+    return "." in name and re.fullmatch(r"\[.*\]|[0-9.]+|.*\.localhost|localhost\.localdomain", name) is None
 
 
 @web.middleware

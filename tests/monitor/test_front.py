@@ -127,7 +127,17 @@ def test_a_page_of_somebody_elses_cannot_read_this_one_through_a_name_of_its_own
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost:9464", "127.0.0.1:9464", "[::1]:9464", "127.0.1.1", "pay-1:9464", "app.localhost", "localhost.", ""],
+    [
+        "localhost:9464",
+        "127.0.0.1:9464",
+        "[::1]:9464",
+        "127.0.1.1",
+        "pay-1:9464",
+        "app.localhost",
+        "localhost.",
+        "localhost.localdomain",
+        "",
+    ],
 )
 def test_who_comes_by_an_address_or_a_name_without_a_domain_is_shown_the_page(tmp_path: Path, host: str) -> None:
     house = House(tmp_path)
