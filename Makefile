@@ -153,3 +153,29 @@ test-all: $(CHROMIUM)
 $(CHROMIUM): | $(READY)
 	@$(BIN)/python -m tests.support.tools chromium
 	@touch $@
+
+# systemd: units, the settings file, the Debian package
+.PHONY: deb
+deb: dist/reconsup ## a Debian package with units and settings: dist/reconsup_VERSION_ARCH.deb
+	$(PYTHON) packaging/deb/build.py dist/reconsup dist
+
+SYSTEMD_ANALYZE := $(VENV)/.systemd-analyze
+check test test-15 test-pooler test-all: $(SYSTEMD_ANALYZE)
+$(SYSTEMD_ANALYZE): | $(READY)
+	@$(BIN)/python -m tests.support.tools systemd-analyze
+	@touch $@
+
+# Containers
+.PHONY: service-up
+service-up: ## PostgreSQL, reconsup, Prometheus, Grafana in containers (SERVICE_RECONCILER_REPLICAS=2 SERVICE_RECONCILER_WORKERS=4 …)
+	@$(PYTHON) packaging/compose/service.py up
+
+.PHONY: service-down
+service-down: ## stop these, each supervisor after its drain; the data stays (SERVICE_KEEP_DATA=0 removes it)
+	@$(PYTHON) packaging/compose/service.py down
+
+COMPOSE := $(VENV)/.docker-compose
+check test test-all: $(COMPOSE)
+$(COMPOSE): | $(READY)
+	@$(BIN)/python -m tests.support.tools docker-compose
+	@touch $@

@@ -149,7 +149,7 @@ async def _balances(chain: EvmChain, head: Head) -> str:
 
 
 async def _twins(url: str) -> list[str]:
-    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True, client_encoding="UTF8") as connection:
         return [twins.sentence() for twins in await fetch_case_twins(connection)]
 
 

@@ -122,7 +122,12 @@ def _add_status(commands: "argparse._SubParsersAction[_Parser]") -> None:
     status = _add(commands, "status", _status, "show the supervisor that runs here, or with --all every host")
     status.description = (
         "Shows the supervisor that listens on the metrics address: workers, backlog, networks. Exits with 0 if there "
-        "was something to show, whatever it says (/readyz tells whether the host is ready), else with 69."
+        "was something to show, whatever it says (--ready tells whether the host is ready), else with 69."
+    )
+    status.add_argument(
+        "--ready",
+        action="store_true",
+        help="one line, and 0 only if the host is ready as /readyz says, else 69: for scripts",
     )
     status.add_argument("--all", action="store_true", help="ask the database for every host that works on it")
     status.add_argument(
@@ -264,6 +269,9 @@ def _status(parsed: argparse.Namespace) -> int:
     from reconsup import settings
     from reconsup.status import command
 
+    if parsed.ready and (parsed.all or parsed.json or parsed.watch):
+        _complain("reconsup: --ready answers for one host, once, in one line: give it without --all, --json, --watch")
+        return EXIT_USAGE
     manner = command.Manner(
         as_json=parsed.json,
         again=parsed.watch,
@@ -283,7 +291,7 @@ def _status(parsed: argparse.Namespace) -> int:
             "asks the database instead"
         )
         return EXIT_UNAVAILABLE
-    return command.of_host(address, manner)
+    return command.is_ready(address) if parsed.ready else command.of_host(address, manner)
 
 
 def _chain(parsed: argparse.Namespace) -> int:

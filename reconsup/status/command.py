@@ -1,7 +1,7 @@
 """The command: ask and show, once, or every second until somebody has seen enough.
 
-What was shown is success, whatever it says (exit 0): whether a host is ready is asked with /readyz. 69: there was
-nothing to show.
+What was shown is success, whatever it says (exit 0); 69: there was nothing to show. Only `--ready` judges: 0 if the
+host is ready as /readyz says, else 69.
 """
 
 import asyncio
@@ -45,6 +45,22 @@ def of_host(address: Address, manner: Manner) -> int:
     return asyncio.run(_show(lambda: ask.host(address), host.picture, manner))
 
 
+def is_ready(address: Address) -> int:
+    """Say in one line whether the supervisor that listens there is ready, as /readyz does; the exit code."""
+    try:
+        told = asyncio.run(ask.host(address))
+    except NoAnswer as error:
+        _complain(error)
+        return EXIT_UNAVAILABLE
+    supervisor = told["supervisor"]
+    if supervisor.get("ready") is not True:
+        _complain(f"not ready: {supervisor.get('problem') or 'it does not say why'}")
+        return EXIT_UNAVAILABLE
+    name, ready, wanted = (supervisor.get(field) for field in ("base", "workers_ready", "workers_wanted"))
+    sys.stdout.write(f"ready: {name}, {ready} of {len(told['workers']) if wanted is None else wanted} workers\n")
+    return EXIT_OK
+
+
 def of_everyone(database_url: str, manner: Manner) -> int:
     """Show every host that works on the database; the exit code."""
 
@@ -83,7 +99,7 @@ async def _show(question: Question, picture: Picture, manner: Manner) -> int:
     return EXIT_OK
 
 
-def _complain(error: NoAnswer) -> None:
+def _complain(error: NoAnswer | str) -> None:
     sys.stderr.write(f"reconsup: {error}\n")
     sys.stderr.flush()
 

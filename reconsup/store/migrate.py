@@ -189,6 +189,7 @@ def _connect(database_url: str) -> PgConnection:
             prepare_threshold=None,
             connect_timeout=CONNECT_SECONDS,
             application_name="reconsup/migrate",
+            client_encoding="UTF8",  # else a database in SQL_ASCII answers in bytes
         )
     except psycopg.OperationalError as error:
         raise explain_connect(error) from error

@@ -93,6 +93,18 @@ def test_up_and_down_again_leaves_nothing_behind(empty_database: Database) -> No
         assert before == lines(empty_database)
 
 
+def test_a_database_in_sql_ascii_is_migrated_too(postgres: Postgres) -> None:
+    """Where nobody chose an encoding, initdb takes this one. Seen to fail, with a traceback, on answers in bytes."""
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+        admin.execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+        try:
+            url = postgres.url_of("ascii")
+            migrate.upgrade(url, say=silent)
+            assert migrate.schema_state(url).is_ready
+        finally:
+            admin.execute("DROP DATABASE ascii WITH (FORCE)")
+
+
 def test_each_revision_goes_down_to_where_it_came_from(empty_database: Database) -> None:
     """Seen to fail with a table and with an index left out of a downgrade."""
     seen: list[set[str]] = []

