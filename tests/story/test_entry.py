@@ -180,7 +180,7 @@ def test_before_its_first_line_it_dies_of_it_and_after_that_it_stops(tmp_path: P
 
 @pytest.mark.parametrize(("number", "code"), [(INT, 130), (TERM, -TERM)])
 def test_another_command_is_interrupted_without_a_traceback(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    """`check` imports for a second, then waits for a silent database. Seen to fail (lost) when no signal is ever let go."""
+    """`check` imports for a second, then waits for a database. Seen to fail (lost) when none is ever let go."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgresql://u:p@127.0.0.1:{silent.getsockname()[1]}/d"
         with starting(tmp_path, "check", DATABASE_URL=url) as start:
