@@ -130,12 +130,12 @@ def tidy(root: Path, name: str) -> None:
             continue
         fd = os.open(each, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held while it goes: who starts there now waits, and looks
+            shutil.rmtree(each, ignore_errors=True)
         except OSError:
             continue
         finally:
             os.close(fd)
-        shutil.rmtree(each, ignore_errors=True)
         root.joinpath(f".{each.name.removesuffix('.tmp')}_lock").unlink(missing_ok=True)
 
 

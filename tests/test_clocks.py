@@ -22,7 +22,7 @@ KNOWN = {
     "monitor.http": (1, "the moment that /status tells of"),
     "fleet.scoreboard": (1, "when somebody crashed, as the status page shows it"),
     "status.command": (1, "when it looked, and how long ago that was: for people"),
-    "chain.rpc": (1, "a Retry-After that is a date: it bounds a pause, and the pause is bounded too"),
+    "chain.pauses": (1, "a Retry-After that is a date: it bounds a pause, and the pause is bounded too"),
     "demo.picture": (1, "the demo's own lines"),
 }
 # Module → what it asks the database's own clock besides now(), and what for.

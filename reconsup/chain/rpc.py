@@ -4,8 +4,8 @@ web3's AsyncHTTPProvider is the transport; four of its habits (8.0.0, read in it
 connection a call, takes a process-wide lock through a thread pool for each, sorts the answers of a batch without
 comparing their ids with what was asked (one missing answer shifts all later ones), and reads answers of any size.
 
-Nothing is retried here, except a request that met a connection the server had closed meanwhile: whoever called knows
-its lease and backs off. No message and no exception that leaves this room holds the secret part of a URL.
+Nothing is retried here but a request that met a connection the server had closed: whoever called knows its lease and
+backs off. No message and no exception that leaves this room holds the secret part of a URL.
 """
 
 import asyncio
@@ -15,8 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Self, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -27,6 +25,7 @@ from web3 import AsyncHTTPProvider
 from web3.types import RPCEndpoint, RPCRequest, RPCResponse
 
 from reconsup import __version__, redact
+from reconsup.chain import certificates, pauses
 from reconsup.chain.errors import (
     AnswerTooLarge,
     AnswerTooSlow,
@@ -40,7 +39,6 @@ from reconsup.chain.rate import Rate
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 KEEPALIVE_SECONDS = 75.0  # longer than the default poll interval, so that an idle worker keeps its connection
 CONNECTIONS_MAX = 8
-RETRY_AFTER_SECONDS_MAX = 3600.0
 QUOTED_CHARS_MAX = 160  # of an endpoint's own words in our messages
 SECRET_CHARS_MIN = 6  # shorter pieces of a URL ("v3", "rpc", "eth") are words, not keys
 
@@ -167,8 +165,9 @@ class Transport(AsyncHTTPProvider):
                 return await self._exchange(session, body)
 
     def _new_session(self) -> aiohttp.ClientSession:
+        tls = certificates.context()
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, keepalive_timeout=KEEPALIVE_SECONDS),
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, keepalive_timeout=KEEPALIVE_SECONDS, ssl=tls),
             headers={**self.get_request_headers(), "User-Agent": f"reconsup/{__version__}"},
             timeout=aiohttp.ClientTimeout(total=None),  # ours is around the whole exchange
         )
@@ -278,7 +277,7 @@ class Endpoint:
             return answer["result"]
         if not isinstance(error, dict) or type(error.get("code")) is not int:
             raise ChainInconsistent("sent an answer with neither a result nor an error")
-        return Refusal(error["code"], self._clean(str(error.get("message", ""))), _backoff_seconds(error.get("data")))
+        return Refusal(error["code"], self._clean(str(error.get("message", ""))), pauses.from_data(error.get("data")))
 
     async def _metered(self, calls: Sequence[Call], make: Callable[[Sequence[Call]], Any]) -> list[Any]:
         self._on_wait((seconds := self._rate.take_turn(time.monotonic())) + self._timeout_seconds)
@@ -316,10 +315,10 @@ class Endpoint:
             case _HttpRefusal(status=413):
                 return AnswerTooLarge(self.says("refuses a request of this size (HTTP 413)"))
             case _HttpRefusal(status=429):
-                return Throttled(self.says("is throttling us (HTTP 429)"), _pause_seconds(error.retry_after))
+                return Throttled(self.says("is throttling us (HTTP 429)"), pauses.from_header(error.retry_after))
             case _HttpRefusal():
                 trouble = _status_trouble(error.status)
-                return ChainUnavailable(self.says(trouble), _pause_seconds(error.retry_after))
+                return ChainUnavailable(self.says(trouble), pauses.from_header(error.retry_after))
         return ChainUnavailable(self.says(_connection_trouble(error)))
 
     def _clean(self, text: str) -> str:
@@ -375,25 +374,3 @@ def _connection_trouble(error: Exception) -> str:
 
 def _errno_words(error: OSError) -> str:
     return os.strerror(error.errno).lower() if error.errno else "no connection"
-
-
-def _pause_seconds(retry_after: str | None) -> float | None:
-    """Read a Retry-After header: seconds, or a date. None when it is neither."""
-    text = (retry_after or "").strip()
-    try:
-        if re.fullmatch(r"\d{1,9}(\.\d+)?", text):
-            seconds = float(text)
-        else:
-            seconds = (parsedate_to_datetime(text).astimezone(UTC) - datetime.now(UTC)).total_seconds()
-    except (ValueError, OverflowError):
-        return None
-    return min(max(seconds, 0.0), RETRY_AFTER_SECONDS_MAX)
-
-
-def _backoff_seconds(data: Any) -> float | None:
-    """Read the pause that some providers put into an error's data: {"rate": {"backoff_seconds": 30}}."""
-    rate = data.get("rate") if isinstance(data, dict) else None
-    seconds = rate.get("backoff_seconds") if isinstance(rate, dict) else None
-    if isinstance(seconds, int | float) and seconds >= 0:
-        return min(float(seconds), RETRY_AFTER_SECONDS_MAX)
-    return None

@@ -7,9 +7,11 @@ else is forbidden.
 
 import base64
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any
 
 from aiohttp import web
@@ -29,6 +31,8 @@ PAGES: Mapping[str, str] = {
     "/healthz": "200 while the supervisor runs",
     "/readyz": "200 while this host does its work, else 503 and why not",
 }
+
+_OF_PAYMENTS = frozenset({"/", "/page.json", "/status"})  # the others tell of no request
 
 
 def _allowed(text: str) -> str:
@@ -114,11 +118,31 @@ class Front:
         }
 
 
+def _misdirected(request: web.Request) -> web.Response | None:
+    """A refusal, where a browser on this machine, or at the end of a tunnel to it, was sent here by a page of somebody
+    else who lets a name of his point to 127.0.0.1: to the browser that page and ours are one site, and it could read.
+    """
+    if request.path not in _OF_PAYMENTS or request.transport is None:
+        return None
+    here: str = request.transport.get_extra_info("sockname")[0]
+    is_local = ip_address(here.partition("%")[0]).is_loopback
+    if not (is_local and is_anybodys(request.headers.get("Host", ""))):
+        return None
+    todo = f"ask for http://localhost:…{request.path}, and let a proxy send that as Host"
+    return web.Response(status=421, text=f"This page is for this machine: {todo}.\n")
+
+
+def is_anybodys(host: str) -> bool:
+    """Whether it is a name that somebody on the internet may own. Not an address, and not a name without a domain."""
+    name = re.sub(r":[0-9]*$", "", host).rstrip(".").lower()
+    return "." in name and re.fullmatch(r"\[.*\]|[0-9.]+|.*\.localhost|localhost\.localdomain", name) is None
+
+
 @web.middleware
 async def manners(request: web.Request, handler: Handler) -> web.StreamResponse:
     """What every answer says about itself; and what there is, to those who ask for what there is not."""
     try:
-        response = await handler(request)
+        response = _misdirected(request) or await handler(request)
     except web.HTTPNotFound:
         there = "".join(f"{path}  {what}\n" for path, what in PAGES.items())
         response = web.Response(status=404, text=f"There is no such page here. There are:\n{there}")

@@ -22,6 +22,7 @@ from reconsup.fleet import limits
 from reconsup.fleet.posix import Scoreboard, Seat, WorkerState
 from reconsup.fleet.state import Phase
 from reconsup.monitor import janitor, metrics, status, watch
+from reconsup.monitor.door import IDLE_SECONDS, Door
 from reconsup.monitor.front import Front, manners
 from reconsup.monitor.janitor import FAREWELL_SECONDS, Janitor
 from reconsup.monitor.onlookers import Onlookers
@@ -196,12 +197,20 @@ def _tell_damaged(damaged: Mapping[str, str], told: set[str]) -> None:
 
 async def serve(app: web.Application, host: str, port: int) -> None:
     """Listen until cancelled. A port that cannot be had is asked for again and again: nothing else waits for it."""
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=GOODBYE_SECONDS / 2)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=GOODBYE_SECONDS / 2,
+        keepalive_timeout=IDLE_SECONDS,
+    )
     await runner.setup()
+    assert runner.server is not None
+    door = Door(runner.server, host, port)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     is_told = False
     try:
-        while (error := await _refusal(web.TCPSite(runner, host, port))) is not None:
+        while (error := await _refusal(door)) is not None:
             if not is_told:
                 log.warning("not_listening", address=address, error=str(error), todo=_advice(error))
             is_told = True
@@ -209,15 +218,15 @@ async def serve(app: web.Application, host: str, port: int) -> None:
         log.info("listening", address=address)
         await asyncio.Event().wait()
     finally:
+        door.close()
         await runner.cleanup()
 
 
-async def _refusal(site: web.TCPSite) -> OSError | None:
+async def _refusal(door: Door) -> OSError | None:
     """Start to listen; None, or why it cannot be."""
     try:
-        await site.start()
+        await door.open()
     except OSError as error:
-        await site.stop()
         return error
     return None
 

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,9 @@ class House:
             url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]  # it listens
             async with aiohttp.ClientSession() as session:
 
-                async def ask(path: str, method: str = "GET") -> Answer:
-                    async with session.request(method, url + path) as answer:
+                async def ask(path: str, method: str = "GET", host: str | None = None) -> Answer:
+                    headers = {} if host is None else {"Host": host}
+                    async with session.request(method, url + path, headers=headers) as answer:
                         return Answer(answer.status, answer.headers, await answer.text())
 
                 try:
@@ -102,6 +104,62 @@ def test_every_answer_has_the_same_manners(tmp_path: Path, path: str) -> None:
             assert set(refused.headers["Allow"].split(",")) == {"GET", "HEAD"}
 
     House(tmp_path).visit(visit)
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example:9464", "EVIL.example.", "127.0.0.1.evil.example", "localhost.evil.example"]
+)
+def test_a_page_of_somebody_elses_cannot_read_this_one_through_a_name_of_its_own(tmp_path: Path, host: str) -> None:
+    """A name that first points to a server of his and then to 127.0.0.1: for the browser that is one site. Prometheus
+    and load balancers may come by any name. Seen to fail without the look at Host.
+    """
+
+    async def visit(ask: Ask) -> None:
+        for path in ("/", "/page.json", "/status"):
+            answer = await ask(path, host=host)
+            assert (answer.status, f"http://localhost:…{path}" in answer.text) == (421, True)
+            assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        for path in ("/metrics", "/healthz"):
+            assert (await ask(path, host=host)).status == 200
+
+    House(tmp_path).visit(visit)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost:9464",
+        "127.0.0.1:9464",
+        "[::1]:9464",
+        "127.0.1.1",
+        "pay-1:9464",
+        "app.localhost",
+        "localhost.",
+        "localhost.localdomain",
+        "",
+    ],
+)
+def test_who_comes_by_an_address_or_a_name_without_a_domain_is_shown_the_page(tmp_path: Path, host: str) -> None:
+    house = House(tmp_path)
+    house.onlookers.succeed(RECENT, time.monotonic())
+
+    async def visit(ask: Ask) -> None:
+        assert [(await ask(path, host=host)).status for path in ("/", "/page.json", "/status")] == [200, 200, 200]
+
+    house.visit(visit)
+
+
+def test_at_an_address_that_others_reach_any_name_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There whoever may reach it may read it: a firewall, or a proxy, says who that is."""
+    monkeypatch.setattr(front, "ip_address", lambda _: ip_address("192.0.2.7"))
+
+    house = House(tmp_path)
+    house.onlookers.succeed(RECENT, time.monotonic())
+
+    async def visit(ask: Ask) -> None:
+        assert (await ask("/", host="pay-1.example.org:9464")).status == 200
+
+    house.visit(visit)
 
 
 def test_who_asks_for_what_there_is_not_is_told_what_there_is(tmp_path: Path) -> None:

@@ -40,7 +40,12 @@ PARTS = [
     ("ReconsupScanLag", "          unless on (job, network) max by (job, network) (reconsup_chain_at_head) == 1\n", ""),
     ("ReconsupScanLag", "          unless on (job, network) max by (job, network) (reconsup_chain_stopped) == 1\n", ""),
     ("ReconsupScanLag", "max by (job, network) (reconsup_chain_lag_seconds) >", "reconsup_chain_lag_seconds >"),
-    ("ReconsupChainSilent", "20 * 21600", "2 * 21600"),
+    ("ReconsupChainSilent", "20 * 86400", "2 * 86400"),
+    (
+        "ReconsupChainSilent",
+        "20 * 86400 / clamp_min(max by (job, network) (delta(reconsup_chain_scanned[1d]",
+        "20 * 21600 / clamp_min(max by (job, network) (delta(reconsup_chain_scanned[6h]",
+    ),
     (
         "ReconsupChainSilent",
         "max by (job, network) (reconsup_chain_lag_seconds) > 900",

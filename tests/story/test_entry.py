@@ -7,6 +7,7 @@ meets Python alone, which dies of it. No database is there, and none is needed.
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -179,11 +180,13 @@ def test_before_its_first_line_it_dies_of_it_and_after_that_it_stops(tmp_path: P
 
 @pytest.mark.parametrize(("number", "code"), [(INT, 130), (TERM, -TERM)])
 def test_another_command_is_interrupted_without_a_traceback(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    """`check` imports for a second. Seen to fail (lost) when signals are never let go."""
-    with starting(tmp_path, "check") as start:
-        until_it_holds(start)
-        os.kill(start.pid, number)
-        got, text = start.end()
+    """`check` imports for a second, then waits for a database. Seen to fail (lost) when none is ever let go."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://u:p@127.0.0.1:{silent.getsockname()[1]}/d"
+        with starting(tmp_path, "check", DATABASE_URL=url) as start:
+            until_it_holds(start)
+            os.kill(start.pid, number)
+            got, text = start.end()
 
     assert got == code, text
     assert_clean(text)
