@@ -52,6 +52,7 @@ ON_STAGE = {
     "make": 0,
     ".venv/bin/python -m tests.test_readme settings": 0,
     ".venv/bin/python -m tests.test_readme metrics": 0,
+    ".venv/bin/python -m tests.packaging.env_file": 0,
     "chown root:reconsup /etc/reconsup/reconsup.env": 0,
     "chmod 0640 /etc/reconsup/reconsup.env": 0,
 }
