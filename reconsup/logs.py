@@ -5,6 +5,9 @@ reader that stands still costs lines, which are counted (`log_lines_dropped`), n
 aiohttp, web3, asyncio, warnings) speak through the same pipe from WARNING on. Every string, also inside an
 exception, passes `redact.text`: no password, key or RPC URL's secret part is ever written.
 
+systemd's journal is told the level of each line (`<3>` before it, which the journal takes off), so that
+`journalctl -p warning` shows what it should. Without it a line of any level has the priority `info` there.
+
 `configure` again after a fork: what it is given (worker_id, owner) is then on every line of the process.
 """
 
@@ -12,6 +15,7 @@ import json
 import logging
 import math
 import os
+import re
 import select
 import signal
 import socket
@@ -36,6 +40,8 @@ PATIENCE_SECONDS = 0.1  # for a reader that is only slow; one that was not there
 
 _STDERR = 2
 _DEPTH_MAX = 6
+_JOURNAL = re.compile(r"/run/systemd/journal[^/]*/stdout")  # [^/]*: a namespace of the unit's (LogNamespace=)
+_PRIORITIES = {"critical": "<2>", "error": "<3>", "warning": "<4>", "info": "<6>", "debug": "<7>"}  # sd-daemon(3)
 # What a terminal would take for its own: control characters, and those that turn the direction of writing around.
 _UNSHOWN = {
     code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
@@ -62,6 +68,8 @@ def configure(format: str | None = None, *, level: int = logging.INFO, **bound: 
         harmless,
     ]
     renderer = _text_renderer() if is_text else _json
+    if _is_journal():
+        renderer = _with_priority(renderer)
     _outlet.begin(lambda count: _dropped(before, renderer, count))
     structlog.configure(
         processors=[*before, renderer],
@@ -133,6 +141,25 @@ def _text_renderer() -> Processor:
         colors=sys.stderr.isatty(), sort_keys=False, exception_formatter=structlog.dev.plain_traceback
     )
     return lambda logger, name, event: render(logger, name, _shown(event))
+
+
+def _is_journal() -> bool:
+    """Whether stderr is systemd's journal, by whom it is connected to: a name that only root can take."""
+    with suppress(OSError):
+        peer = socket.socket(fileno=os.dup(_STDERR))
+        with peer:
+            return peer.family == socket.AF_UNIX and _JOURNAL.fullmatch(str(peer.getpeername())) is not None
+    return False  # no socket, or nobody is at its other end
+
+
+def _with_priority(render: Processor) -> Processor:
+    """The same, with the level in front."""
+
+    def rendered(logger: Any, name: str, event: EventDict) -> str:
+        priority = _PRIORITIES.get(str(event.get("level")), "")
+        return f"{priority}{render(logger, name, event)!s}"
+
+    return rendered
 
 
 def _shown(value: Any) -> Any:

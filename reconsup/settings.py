@@ -262,12 +262,16 @@ def _content(path: Path, *, is_again: bool) -> bytes | None:
         return io.BufferedReader(file).read(FILE_BYTES_MAX + 1)
 
 
+# Who is called at night types what an alert says, and the alert does not know where the settings are.
+_WHERE = "; in the environment, or in a file: --env-file /etc/reconsup/reconsup.env is the package's"
+
+
 def _read(setting: Setting, texts: Mapping[str, str], values: dict[str, Any]) -> ConfigError | None:
     """Parse one setting into `values`, or say what is wrong with it."""
     text = texts.get(setting.name, setting.default)
     if text is None:
         if setting.name == "DATABASE_URL":
-            return ConfigError(_code(setting.name, "MISSING"), setting.name, None, setting.rule)
+            return ConfigError(_code(setting.name, "MISSING"), setting.name, None, f"{setting.rule}{_WHERE}")
         # Derived defaults. A minimum that could not be read is an error of its own.
         derived = {
             "worker_base": parse.host_name(),

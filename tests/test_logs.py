@@ -1,13 +1,15 @@
 """What reaches stderr, and in which shape. Each case runs in a process of its own: logging is process-wide."""
 
 import json
+import socket
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from reconsup import redact
+from reconsup import logs, redact
 
 PREAMBLE = """
 import logging, os, sys, warnings
@@ -104,6 +106,35 @@ def test_without_a_terminal_the_format_is_json() -> None:
     (line,) = lines_of("logs.configure(); log.info('ready')")
 
     assert json.loads(line)["event"] == "ready"
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_the_journal_is_told_the_level_of_each_line_and_nobody_else_is(form: str, tmp_path: Path) -> None:
+    """`journalctl -p err` shows the errors. Seen to fail without the prefix, and with one for every socket."""
+    here = tmp_path / "journal" / "stdout"
+    here.parent.mkdir()
+    told = f"logs.configure({form!r}); log.error('bad'); log.info('good'); logging.getLogger('x').warning('third')"
+    said = {}
+    for name, is_known in (("the journal", True), ("another socket", False)):
+        script = PREAMBLE + (f"import re; logs._JOURNAL = re.compile({str(here)!r})\n" if is_known else "") + told
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as end:
+            here.unlink(missing_ok=True)
+            listener.bind(str(here))
+            listener.listen()
+            end.connect(str(here))
+            subprocess.run([sys.executable, "-c", script], stderr=end, timeout=30, check=True)
+            said[name] = listener.accept()[0].recv(65536).decode().splitlines()
+
+    assert [line[:3] for line in said["the journal"]] == ["<3>", "<6>", "<4>"]
+    assert [line[3:][:1] == "{" for line in said["the journal"]] == [form == "json"] * 3
+    assert [line for line in said["another socket"] if line.startswith("<")] == []
+    assert len(said["another socket"]) == 3
+
+
+def test_the_journal_is_known_by_the_name_of_its_socket() -> None:
+    assert logs._JOURNAL.fullmatch("/run/systemd/journal/stdout")
+    assert logs._JOURNAL.fullmatch("/run/systemd/journal.shop/stdout")
+    assert not logs._JOURNAL.fullmatch("/tmp/run/systemd/journal/stdout")
 
 
 def test_lines_of_many_processes_never_mix() -> None:

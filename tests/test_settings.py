@@ -250,6 +250,7 @@ def test_a_missing_database_url_has_its_own_code() -> None:
     (error,) = caught.value.errors
     assert error.code == "CONFIG_DATABASE_URL_MISSING"
     assert str(error).startswith("CONFIG_DATABASE_URL_MISSING: DATABASE_URL: required: postgresql://")
+    assert "--env-file /etc/reconsup/reconsup.env" in str(error)
 
 
 def test_everything_wrong_is_reported_at_once_also_what_contradicts(tmp_path: Path) -> None:

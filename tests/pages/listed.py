@@ -52,6 +52,7 @@ ON_STAGE = {
     "make": 0,
     ".venv/bin/python -m tests.test_readme settings": 0,
     ".venv/bin/python -m tests.test_readme metrics": 0,
+    ".venv/bin/python -m tests.packaging.env_file": 0,
     "chown root:reconsup /etc/reconsup/reconsup.env": 0,
     "chmod 0640 /etc/reconsup/reconsup.env": 0,
 }
@@ -86,6 +87,8 @@ BY_HAND: dict[str, Hand] = {
     ),
     "systemctl status reconsup": Hand(UNITS, "2026-11-24", "the tests have no systemd as PID 1"),
     "systemctl reload reconsup": Hand(UNITS, "2026-11-24", "the tests have no systemd as PID 1"),
+    "systemctl start reconsup": Hand(UNITS, "2026-11-24", "the tests have no systemd as PID 1"),
+    "journalctl -u reconsup -p warning": Hand(UNITS, "2026-11-24", "the tests have no journal of a service"),
     "journalctl -k": Hand("the writer of these pages", "2026-11-24", "it shows the machine's own log"),
     'make bench PARTS="claims writes"': Hand(
         "the writer of these pages, in a clean clone", "2026-11-24", "it measures for minutes"
