@@ -146,9 +146,9 @@ def _text_renderer() -> Processor:
 def _is_journal() -> bool:
     """Whether stderr is systemd's journal, by whom it is connected to: a name that only root can take."""
     with suppress(OSError):
-        peer = socket.socket(fileno=os.dup(_STDERR))
-        with peer:
-            return peer.family == socket.AF_UNIX and _JOURNAL.fullmatch(str(peer.getpeername())) is not None
+        if stat.S_ISSOCK(os.fstat(_STDERR).st_mode):
+            with socket.socket(fileno=os.dup(_STDERR)) as peer:
+                return peer.family == socket.AF_UNIX and _JOURNAL.fullmatch(str(peer.getpeername())) is not None
     return False  # no socket, or nobody is at its other end
 
 
