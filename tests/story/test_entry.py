@@ -66,8 +66,9 @@ def starting(
             cwd=launched.folder,
             stdout=out,
             stderr=out,
-            # of its own process group, as a shell or a unit would start it
+            # of its own process group, as a shell or a unit would start it; who tests in the background ignores INT
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(INT, signal.SIG_DFL),
         )
     try:
         pid = wait_for("PID 1", lambda: pid_outside(process)) if before else process.pid
