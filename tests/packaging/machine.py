@@ -3,6 +3,7 @@
 Needs mmdebstrap, systemd-nspawn (package systemd-container) and Debian's archive. For hand use: see vm.py.
 """
 
+import pwd
 import shutil
 import signal
 import subprocess
@@ -15,11 +16,11 @@ from typing import Self
 # What a bare virtual machine has. Everything else comes from packages that the install page names.
 BARE = "systemd,systemd-sysv,dbus,libpam-systemd,ca-certificates,iproute2,procps,cron,curl,nano,less"
 LATER = ("postgresql", "prometheus")  # fetched beforehand: the machine has no network
-SUITES = ("bookworm", "bookworm-updates")
+SUITE = "bookworm"
 BOOT_SECONDS = 60.0
 ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/root",
+    "HOME": pwd.getpwuid(0).pw_dir,
     "LANG": "C.UTF-8",
     "DEBIAN_FRONTEND": "noninteractive",
 }
@@ -27,9 +28,8 @@ ENVIRONMENT = {
 
 def build(root: Path) -> None:
     """Make the file system."""
-    sources = [f"deb http://deb.debian.org/debian {suite} main" for suite in SUITES]
-    sources.append("deb http://deb.debian.org/debian-security bookworm-security main")
-    _do("mmdebstrap", "--quiet", "--variant=minbase", f"--include={BARE}", SUITES[0], str(root), *sources)
+    # without a mirror it takes Debian's own, with updates and security
+    _do("mmdebstrap", "--quiet", "--variant=minbase", f"--include={BARE}", SUITE, str(root))
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
     for path in Path("/etc/apt/apt.conf.d").glob("99*"):  # how this machine reaches the archive
         shutil.copy(path, root / "etc/apt/apt.conf.d")
@@ -68,7 +68,7 @@ class Machine:
 
     def run(self, command: str, *, is_tolerant: bool = False) -> str:
         """A line in the machine's root shell; what it said. Fails with that if it fails, unless `is_tolerant`."""
-        said = subprocess.run(self._inside("-a", "sh", "-c", f"cd /root; {command}"), capture_output=True, text=True)
+        said = subprocess.run(self._inside("-a", "sh", "-c", f"cd ~; {command}"), capture_output=True, text=True)
         words = said.stdout + said.stderr
         assert said.returncode == 0 or is_tolerant, f"{command}\n{words}"
         return words.strip()

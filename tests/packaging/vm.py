@@ -144,7 +144,7 @@ class Story:
 
     def refuses_a_wrong_reload(self) -> None:
         pid = self.main_pid()
-        self.vm.run(f"cp -p {ENV} /root/kept; echo RECONSUP_WORKERS=1000 >> {ENV}")
+        self.vm.run(f"cp -p {ENV} ~/kept; echo RECONSUP_WORKERS=1000 >> {ENV}")
         said = self.block("reload", is_tolerant=True)
         assert "CONFIG_RECONSUP_WORKERS_INVALID" in said[0]
         # as an error: the journal knows the levels
@@ -158,7 +158,7 @@ class Story:
         assert "status=78" in status
         assert "CONFIG_RECONSUP_WORKERS_INVALID" in status
         assert self.vm.run("systemctl show -p NRestarts --value reconsup") == "0"
-        self.vm.run(f"cat /root/kept > {ENV}; systemctl start reconsup")
+        self.vm.run(f"cat ~/kept > {ENV}; systemctl start reconsup")
 
     def survives_the_death_of_a_worker(self) -> None:
         with self.customers(4):
@@ -183,13 +183,13 @@ class Story:
 
     def waits_for_its_database(self) -> None:
         self.vm.run(
-            f"cp -p {ENV} /root/kept; echo RECONSUP_START_SECONDS=4 >> {ENV}; systemctl stop reconsup postgresql"
+            f"cp -p {ENV} ~/kept; echo RECONSUP_START_SECONDS=4 >> {ENV}; systemctl stop reconsup postgresql"
         )
         self.vm.run("systemctl start --no-block reconsup; sleep 15")
         assert int(self.vm.run("systemctl show -p NRestarts --value reconsup")) >= 1
         self.vm.run("systemctl start postgresql")
         print(f"    ready {self.wait_ready():.1f} s after the database")
-        self.vm.run(f"cat /root/kept > {ENV}; systemctl restart reconsup")
+        self.vm.run(f"cat ~/kept > {ENV}; systemctl restart reconsup")
 
     def gives_back_all_leases_at_a_stop(self) -> None:
         for _ in range(3):
@@ -228,7 +228,7 @@ class Story:
     def runs_as_a_role_that_may_little(self) -> None:
         self.sql("CREATE ROLE clerk LOGIN PASSWORD 'choose-one'")
         clerk = DATABASE.replace("//reconsup:", "//clerk:")
-        self.vm.run(f"cp -p {ENV} /root/kept; echo DATABASE_URL={clerk} >> {ENV}")
+        self.vm.run(f"cp -p {ENV} ~/kept; echo DATABASE_URL={clerk} >> {ENV}")
         said = self.block("roles", lines=f"DATABASE_URL={DATABASE}\\n", is_tolerant=True)
         grants = re.findall(r"GRANT [^;`]+? TO \"?clerk\"?", said[3])
         assert len(grants) > 5, said[3]
@@ -238,7 +238,7 @@ class Story:
         self.vm.run("systemctl restart reconsup")
         with self.customers(3):
             pass
-        self.vm.run(f"cat /root/kept > {ENV}; systemctl restart reconsup")
+        self.vm.run(f"cat ~/kept > {ENV}; systemctl restart reconsup")
 
     def is_removed(self) -> None:
         self.block("logs", is_tolerant=True)
