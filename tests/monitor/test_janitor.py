@@ -391,6 +391,7 @@ def _until_nobody_is_left(seat: Seat) -> Callable[[Janitor], Awaitable[None]]:
     return work
 
 
+@pytest.mark.direct
 @pytest.mark.parametrize("what", ["all", "refused"])
 def test_a_monitor_that_is_killed_at_any_statement_of_a_burial_loses_nobody(database: Fresh, what: str) -> None:
     """The next one finishes it, and no row is charged twice. Seen to fail when the note is crossed out first."""

@@ -182,9 +182,7 @@ class Story:
         assert "Watchdog timeout" in self.vm.run("journalctl -u reconsup --since -60s -o cat")
 
     def waits_for_its_database(self) -> None:
-        self.vm.run(
-            f"cp -p {ENV} ~/kept; echo RECONSUP_START_SECONDS=4 >> {ENV}; systemctl stop reconsup postgresql"
-        )
+        self.vm.run(f"cp -p {ENV} ~/kept; echo RECONSUP_START_SECONDS=4 >> {ENV}; systemctl stop reconsup postgresql")
         self.vm.run("systemctl start --no-block reconsup; sleep 15")
         assert int(self.vm.run("systemctl show -p NRestarts --value reconsup")) >= 1
         self.vm.run("systemctl start postgresql")

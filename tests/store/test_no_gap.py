@@ -123,7 +123,7 @@ class Race:
             cursor = await born(await database("birth"), self.chain)
             connections = [
                 await stack.enter_async_context(
-                    await psycopg.AsyncConnection.connect(self.emptied.url, autocommit=True)
+                    await psycopg.AsyncConnection.connect(self.emptied.url, autocommit=True, prepare_threshold=None)
                 )
                 for _ in range(2)
             ]

@@ -83,6 +83,7 @@ def _without_data(prometheus: Prometheus) -> set[str]:
         for where, expr in promql.board_expressions().items()
         if not prometheus.query(promql.filled(expr, rate_interval="30s"))
     }
+    print(sorted(empty - set(WITHOUT_DATA)))
     return empty if empty <= set(WITHOUT_DATA) else set()
 
 
