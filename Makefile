@@ -54,7 +54,7 @@ check: $(READY) $(PROMTOOL) ## format, lint, types, the walls of the house, fast
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not service and not story and not long"
+	$(PYTEST) -q -m "not service and not story and not long"
 
 .PHONY: spec-lint
 spec-lint: $(READY) ## what the pages name exists: front matter, links, requirements ↔ tasks ↔ tests (make check does it too)

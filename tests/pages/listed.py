@@ -93,9 +93,6 @@ BY_HAND: dict[str, Hand] = {
     'make bench PARTS="claims writes"': Hand(
         "the writer of these pages, in a clean clone", "2026-11-24", "it measures for minutes"
     ),
-    "make test-launch": Hand(
-        "the writer of the one files, package by package", "2026-11-24", "it takes the CI more time than there is"
-    ),
     "make deb": Hand(UNITS, "2026-11-24", "dpkg-deb is Debian's; tests/packaging/test_units.py holds what goes in"),
     "make binary": Hand(
         "the writer of the one file", "2026-11-24", "make test-launch makes it before its tests; it takes minutes"
