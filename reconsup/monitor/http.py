@@ -110,6 +110,15 @@ async def _run(seat: Seat, settings: Settings) -> None:
             if is_end and not seat.scoreboard.dead() and not seat.is_orphaned():
                 await look.leave()
     log.info("monitor_stopped")
+    hear_no_more()
+
+
+def hear_no_more() -> None:
+    """Nothing is left to be told. asyncio closes the pipe for signals before it lets go of them: one that came between
+    the two was seen as a traceback.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.set_wakeup_fd(-1)
 
 
 def host_of(scoreboard: Scoreboard) -> Host:
